@@ -1,0 +1,113 @@
+"""Volcano plot: how large each feature's effect is against how surprising it is."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from neurollm.plotting.canvas import CLOUD, INK, MUTED, NEGATIVE, POSITIVE, RULE, SMALL, finish, literal, new_axes, note
+from neurollm.plotting.sides import contrast_sides
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from neurollm.glm import ContrastResult
+
+MAX_LABELS = 12
+MAX_VECTOR_POINTS = 400
+
+
+def plot_volcano(
+    result: ContrastResult,
+    alpha: float = 0.05,
+    ax: Axes | None = None,
+    *,
+    y: Literal["p_value", "p_fwer"] = "p_value",
+) -> Axes:
+    """Draw effect size against −log10 p; features with p_FWER < `alpha` are coloured and labelled.
+
+    Parameters
+    ----------
+    result : ContrastResult
+    alpha : float, default=0.05
+        Family-wise level that decides the colours.
+    ax : matplotlib Axes, optional
+        Drawn on a new figure when None.
+    y : {"p_value", "p_fwer"}, default="p_value"
+        Which p the height shows. Colours always show p_FWER.
+
+    Returns
+    -------
+    matplotlib.axes.Axes
+    """
+    ax = new_axes(4.6, 3.5) if ax is None else ax
+    size, p = np.asarray(result.effect_size, float), np.asarray(getattr(result, y), float)
+    drawn = np.isfinite(size) & np.isfinite(p) & (p > 0)
+    kind = "Hedges’ g of paired differences" if result.effect_size_kind == "hedges_g_z" else "Hedges’ g"
+    ax.set_xlabel(f"effect size ({kind})")
+    ax.set_ylabel("−log₁₀ p (uncorrected)" if y == "p_value" else "−log₁₀ p FWER")
+    if not drawn.any():
+        note(ax, "no feature could be tested")
+        return finish(ax)
+    height = np.full(size.shape, np.nan)
+    height[drawn] = -np.log10(p[drawn])
+    significant = drawn & (np.nan_to_num(np.asarray(result.p_fwer, float), nan=1.0) < alpha)
+    cloud = drawn & ~significant
+    ax.axvline(0, color=RULE, linewidth=0.7, zorder=0)
+    ax.scatter(size[cloud], height[cloud], s=9, color=CLOUD, alpha=0.55, linewidths=0, rasterized=True)
+    for color, marker, chosen in (
+        (POSITIVE, "o", significant & (size >= 0)),
+        (NEGATIVE, "D", significant & (size < 0)),
+    ):
+        ax.scatter(size[chosen], height[chosen], s=20, color=color, marker=marker, linewidths=0,
+                   rasterized=bool(chosen.sum() > MAX_VECTOR_POINTS), zorder=3)  # fmt: skip
+    _frame(ax, result, size[drawn], height[drawn])
+    finish(ax)
+    order = np.flatnonzero(significant)
+    order = order[np.argsort(-np.abs(np.asarray(result.stat, float)[order]), kind="stable")]
+    _label(ax, size[order], height[order], [literal(result.feature[i], 12) for i in order])
+    return finish(ax)
+
+
+def _frame(ax: Axes, result: ContrastResult, size: np.ndarray, height: np.ndarray) -> None:
+    """Symmetric limits, and which direction is which condition."""
+    reach = max(1.12 * float(np.abs(size).max()), 0.2)
+    top = max(float(height.max()), 1.0)
+    ax.set_xlim(-reach, reach)
+    ax.set_ylim(-0.03 * top, 1.18 * top)
+    positive, negative = contrast_sides(result)
+    for x, where, text, color in (
+        (1.0, "right", f"more to {literal(positive, 20)} →", POSITIVE),
+        (0.0, "left", f"← more to {literal(negative, 20)}", NEGATIVE),
+    ):
+        ax.text(x, 1.02, text, transform=ax.transAxes, ha=where, va="bottom", color=color, fontsize=SMALL)
+
+
+def _label(ax: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
+    """Label points in the order given, skipping those that would cover an earlier label."""
+    figure = ax.figure
+    figure.canvas.draw()
+    scale = figure.dpi / 72
+    line = SMALL * 1.15 * scale
+    frame, taken, written = ax.bbox, [], 0
+    points = ax.transData.transform(np.column_stack([x, y])) if len(x) else np.empty((0, 2))
+    for (px, py), (dx, dy), name in zip(points, np.column_stack([x, y]), names, strict=True):
+        width = 0.62 * SMALL * scale * len(name)
+        for shift in (0.35, 1.35, 2.35):
+            low = py + shift * line
+            box = (px - width / 2, low, px + width / 2, low + line)
+            inside = box[0] >= frame.x0 and box[2] <= frame.x1 and box[3] <= frame.y1
+            if inside and not any(_overlap(box, other) for other in taken):
+                ax.annotate(name, (dx, dy), xytext=(0, shift * line / scale), textcoords="offset points",
+                            ha="center", va="bottom", fontsize=SMALL - 0.5, color=INK, zorder=4,
+                            arrowprops=None if shift < 1 else {"arrowstyle": "-", "color": MUTED, "linewidth": 0.4})  # fmt: skip
+                taken.append(box)
+                written += 1
+                break
+        if written == MAX_LABELS:
+            return
+
+
+def _overlap(a: tuple, b: tuple) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
