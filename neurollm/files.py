@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from neurollm.errors import InvalidInput
 
 
 @contextmanager
@@ -71,3 +75,47 @@ def slug(text: str) -> str:
     """
     words = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60] or "unnamed"
     return f"{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+@contextmanager
+def writing(path: str | os.PathLike, needed: int | None = None) -> Iterator[None]:
+    """Tell a full disk or a folder that may not be written in one sentence.
+
+    Parameters
+    ----------
+    path : path-like
+        What is being written.
+    needed : int, optional
+        Bytes still to be written, for the sentence.
+
+    Raises
+    ------
+    InvalidInput
+        In place of the `OSError` for a full disk, an exceeded quota, a read-only disk
+        or a missing permission; other errors pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            size = f" (about {needed / 1e6:,.0f} MB needed, {_free_bytes(path) / 1e6:,.0f} MB free)" if needed else ""
+            raise InvalidInput(
+                f"{path}: the disk is full{size}; free space or choose another folder, then run the same command "
+                "again: what was finished is kept"
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise InvalidInput(
+                f"{path}: this place may not be written ({error.strerror.lower()}); choose another folder or change "
+                "its permissions, then run the same command again: what was finished is kept"
+            ) from error
+        if error.errno in (errno.ENOTDIR, errno.EEXIST):
+            raise InvalidInput(f"{path}: a file of that name is in the way of a folder; choose another folder") from error
+        raise
+
+
+def _free_bytes(path: str | os.PathLike) -> int:
+    """Free bytes on the disk of `path` or of its nearest folder that exists."""
+    folder = Path(path).absolute()
+    while not folder.is_dir() and folder != folder.parent:
+        folder = folder.parent
+    return shutil.disk_usage(folder).free

@@ -51,3 +51,12 @@ def minilm_path() -> Path:
             f"expected {MINILM_SHA256[:12]}…); reinstall version 0.1.0"
         )
     return folder
+
+
+def example_project_path() -> Path:
+    """Folder with the example ``stimuli/``, ``designs/`` and ``pipelines/``.
+
+    In a source tree these are its own top-level folders; an installed package carries a copy.
+    """
+    packaged = _HERE / "project"
+    return packaged if packaged.is_dir() else _HERE.parents[1]

@@ -1,0 +1,189 @@
+"""Commands. Each is a few lines around the Python function of the same purpose."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from neurollm._version import __version__
+from neurollm.errors import NeurollmError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Study a language model the way cognitive neuroscience studies a brain.",
+)
+Verbosity = Annotated[int, typer.Option("--verbose", "-v", help="0 shows no progress.")]
+
+
+def main() -> None:
+    """Entry point: known errors become one sentence and their exit code."""
+    _log_to_stderr()
+    try:
+        app()
+    except NeurollmError as error:
+        _fail(str(error), error.exit_code)
+    except OSError as error:
+        _fail(_os_sentence(error), 3)
+    except KeyboardInterrupt:
+        _fail("interrupted; the same command goes on where it stopped", 130)
+
+
+def _fail(sentence: str, code: int) -> None:
+    sys.stderr.write(f"neurollm: {sentence}\n")
+    sys.exit(code)
+
+
+def _os_sentence(error: OSError) -> str:
+    where = error.filename or "the results folder"
+    reasons = {
+        errno.ENOSPC: "the disk is full; free some space",
+        errno.EDQUOT: "the disk quota is used up; free some space",
+        errno.EROFS: "the file system is read-only; choose another folder",
+        errno.EACCES: "no permission to write there; choose another folder or change its permissions",
+        errno.EPERM: "no permission to write there; choose another folder or change its permissions",
+    }
+    reason = reasons.get(error.errno)
+    if reason is None:
+        return f"{where}: {error.strerror or error}"
+    return f"{where}: {reason}, then run the same command again (what was finished is kept)"
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logger = logging.getLogger("neurollm")
+    logger.handlers[:] = [handler]
+    logger.setLevel(logging.INFO)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"neurollm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Study a language model the way cognitive neuroscience studies a brain."""
+
+
+@app.command()
+def new(name: Annotated[Path, typer.Argument(help="Folder to create.")]) -> None:
+    """Create a project: stimuli, designs, pipelines, reports, with working examples."""
+    from neurollm.pipelines import new_project
+
+    project = new_project(name)
+    typer.echo(f"created {project.root}\nnext: neurollm run {name / 'pipelines' / 'success.yaml'}")
+
+
+@app.command()
+def check(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")]) -> None:
+    """Validate a study without computing anything: cells, contrasts, shufflings, power, stimulus audit."""
+    from neurollm.pipelines import check_pipeline
+
+    typer.echo(check_pipeline(pipeline))
+
+
+@app.command()
+def run(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")], verbose: Verbosity = 1) -> None:
+    """Run a study, or what of it is not up to date."""
+    from neurollm.pipelines import run_pipeline
+
+    _quiet_libraries()
+    result = run_pipeline(pipeline, verbose=verbose)
+    if not result.computed:
+        typer.echo("nothing to do: every step is up to date")
+    for verdict in result.verdicts:
+        typer.echo(verdict)
+    typer.echo(f"report: {_short(result.report)}")
+
+
+@app.command()
+def report(
+    study: Annotated[Path, typer.Argument(help="Folder of a study's results.")],
+    top: Annotated[int, typer.Option(min=1, max=500, help="Features in the table of each contrast.")] = 50,
+) -> None:
+    """Build report.html again from saved results alone."""
+    from neurollm.reporting import build_report
+
+    typer.echo(f"report: {_short(build_report(study, top=top))}")
+
+
+@app.command(name="list")
+def list_project(folder: Annotated[Path, typer.Argument(help="Project folder.")] = Path()) -> None:
+    """List the studies of a project, and what came out."""
+    from neurollm.pipelines import list_studies
+
+    typer.echo(list_studies(folder))
+
+
+@app.command()
+def harvest(
+    corpus: Annotated[Path, typer.Argument(help="Text: .jsonl (name, text), .txt, or a stimulus .tsv.")],
+    out: Annotated[Path, typer.Option(help="Folder of the activation store.")],
+    layer: Annotated[int, typer.Option(min=0, help="Block, counted from 0.")],
+    model: Annotated[str, typer.Option(help="demo, minilm, a folder or a hub name.")] = "demo",
+    stream: Annotated[str, typer.Option(help="resid_post, resid_pre, mlp_out or attn_out.")] = "resid_post",
+    tokens_per_shard: Annotated[int, typer.Option(min=1, help="Rows per file.")] = 262_144,
+    verbose: Verbosity = 1,
+) -> None:
+    """Run a corpus through a model and keep the activations at one site on disk; resumes."""
+    from neurollm.activations import Corpus
+    from neurollm.activations import harvest as harvest_corpus
+    from neurollm.models import Site, load_model
+
+    _quiet_libraries()
+    site = Site(layer, stream)
+    documents = Corpus.read(corpus)
+    store = harvest_corpus(
+        load_model(model), documents, site, out, tokens_per_shard=tokens_per_shard, verbose=verbose
+    )
+    typer.echo(f"{store.n_rows:,} rows of {store.d} values at {store.site}: {_short(out)}")
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(help="Training file (YAML).")], verbose: Verbosity = 1
+) -> None:
+    """Train a dictionary from an activation store; resumes."""
+    from neurollm.activations import ActivationStore
+    from neurollm.dictionaries import train_dictionary
+    from neurollm.pipelines import Project, TrainingFile
+    from neurollm.validation import read_yaml, validate
+
+    settings = validate(TrainingFile, read_yaml(file), file)
+    project = Project.of(file)
+    dictionary = train_dictionary(
+        ActivationStore(project.path(settings.store)),
+        architecture=settings.architecture,
+        n_features=settings.n_features,
+        k=settings.k,
+        n_tokens=settings.n_tokens,
+        random_state=settings.random_state,
+        out=project.path(settings.out),
+        verbose=verbose,
+    )
+    typer.echo(f"{dictionary.n_features:,} features at {dictionary.site}: {_short(project.path(settings.out))}")
+
+
+def _quiet_libraries() -> None:
+    """The bars and notices of transformers would break into ours."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def _short(path: Path) -> Path:
+    """The path as seen from here, when it lies below."""
+    path = path.resolve()
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,0 +1,91 @@
+"""Control rows: the same contrast in representations that should know less."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from neurollm.dictionaries import Dictionary
+    from neurollm.glm import ContrastResult
+    from neurollm.models import LanguageModel
+    from neurollm.pipelines.study import Study
+
+_NOTES = {
+    "raw_units": "the units of the same site, without the dictionary",
+    "token_embeddings": "the words alone: layer 0, no context, no position",
+    "random_network": "the same architecture with random weights, same site",
+    "random_directions": "random directions at the same site, as many as the dictionary has features",
+}
+
+
+def control_rows(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """One row per representation for each contrast, the study's own first.
+
+    Two numbers per row: how many columns pass the family-wise threshold in the same
+    test, and how well the two sides of the contrast can be told apart on held-out items
+    (cross-validated AUROC). The second is comparable between representations of any width.
+
+    Returns
+    -------
+    dict
+        contrast name → list of rows, as written to ``controls.json``.
+    """
+    rows = {
+        name: [_row(study, study.trials, result, "features", "study", _dictionary_note(study.dictionary))]
+        for name, result in study.results.items()
+    }
+    for control in study.pipeline.controls:
+        trials = study.masked(*_representation(study, control))
+        for name, result in study.tested(trials).items():
+            rows[name].append(_row(study, trials, result, control, "control", _NOTES[control]))
+    return rows
+
+
+def _representation(study: Study, control: str) -> tuple[LanguageModel, Dictionary]:
+    from neurollm.dictionaries import RandomDirections, RawUnits
+    from neurollm.models import Site, load_model
+
+    model, site, width = study.model, study.dictionary.site, study.model.d_model
+    if control == "token_embeddings":
+        return model, RawUnits(Site(0, "token_embedding"), width)
+    if control == "random_directions":
+        return model, RandomDirections(site, width, study.dictionary.n_features, study.pipeline.seed)
+    if control == "random_network":
+        part = study.pipeline.model
+        untrained = load_model(model.name, device=part.device, dtype=part.dtype, random_init=study.pipeline.seed)
+        return untrained, RawUnits(site, width)
+    return model, RawUnits(site, width)
+
+
+def _row(
+    study: Study, trials: AnnData, result: ContrastResult, representation: str, kind: str, note: str
+) -> dict[str, Any]:
+    from neurollm.decoding import separability
+
+    weight = dict(zip(result.levels, result.weights, strict=True))
+    sides = np.sign(trials.obs[study.design.factor].astype(str).map(weight).to_numpy(dtype=float))
+    used = np.flatnonzero(sides)
+    score = separability(
+        trials.X[used], sides[used] > 0, trials.obs["item"].to_numpy()[used], random_state=study.pipeline.seed
+    )
+    tested = result.p_fwer[result.valid]
+    return {
+        "representation": representation,
+        "kind": kind,
+        "n_features": int(trials.n_vars),
+        "n_tests": int(result.n_tests),
+        "n_significant": int((tested <= study.pipeline.analyses.glm.alpha).sum()),
+        "min_p_fwer": float(tested.min()) if len(tested) else None,
+        "auroc": score.auroc,
+        "ci_low": score.ci_low,
+        "ci_high": score.ci_high,
+        "note": note,
+    }
+
+
+def _dictionary_note(dictionary: Dictionary) -> str:
+    return f"{dictionary.n_features:,} features at {dictionary.site} ({dictionary.architecture})"

@@ -1,0 +1,93 @@
+"""Running one study: stimuli → trials → contrasts → contexts and controls → report."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from neurollm.files import write_json
+from neurollm.pipelines.project import Project
+from neurollm.pipelines.schema import read_pipeline
+from neurollm.pipelines.steps import StepCache
+from neurollm.pipelines.study import Study
+
+LOG_ENTRIES = 100
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """What `run_pipeline` did.
+
+    Attributes
+    ----------
+    folder : Path
+        The study's results.
+    report : Path
+        The HTML report.
+    computed : tuple of str
+        Steps that were computed; empty when everything was up to date.
+    verdicts : tuple of str
+        What the report says first: one statement per contrast.
+    """
+
+    folder: Path
+    report: Path
+    computed: tuple[str, ...]
+    verdicts: tuple[str, ...]
+
+
+def run_pipeline(path: str | os.PathLike, *, verbose: int = 1) -> StudyRun:
+    """Run a study, or the part of it that is not up to date.
+
+    Every step is skipped when neither its inputs nor its results have changed, so an
+    interrupted run goes on where it was, and a second run does nothing.
+
+    Parameters
+    ----------
+    path : path-like
+        Pipeline file.
+    verbose : int, default=1
+        0 shows no progress.
+
+    Returns
+    -------
+    StudyRun
+
+    Raises
+    ------
+    InvalidInput, DataMismatch
+        One sentence; nothing that was finished is lost.
+    """
+    from neurollm.reporting import build_report, verdicts
+
+    started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    study = Study(Project.of(path), Path(path), read_pipeline(path), verbose)
+    cache = StepCache(study.folder)
+    trials = cache.run("trials", study.trial_inputs(), study.write_trials)
+    audit = cache.run("audit", study.stimuli.sha256, study.write_audit)
+    glm = cache.run("glm", [trials, study.glm_inputs()], study.write_glm)
+    keys = [trials, audit, glm]
+    if study.pipeline.analyses.contexts is not None:
+        keys.append(cache.run("contexts", [glm, study.context_inputs()], study.write_contexts))
+    if study.pipeline.controls:
+        keys.append(cache.run("controls", [glm, study.control_inputs()], study.write_controls))
+    manifest = study.manifest() | {"warnings": cache.warnings}
+    keys.append(cache.run("manifest", [keys, manifest], lambda: study.write_manifest(manifest)))
+    top = study.pipeline.report.top
+    cache.run("report", [keys, top], lambda: [build_report(study.folder, top=top)])
+    if cache.seconds:
+        _log_run(study.folder, started, cache.seconds)
+    return StudyRun(study.folder, study.folder / "report.html", tuple(cache.seconds), tuple(verdicts(study.folder)))
+
+
+def _log_run(folder: Path, started: str, seconds: dict[str, float]) -> None:
+    """Append to ``log.json``: the only file of a study that knows the time of day."""
+    file = folder / "log.json"
+    try:
+        entries = json.loads(file.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        entries = []
+    write_json(file, [*entries, {"started": started, "seconds": seconds}][-LOG_ENTRIES:])

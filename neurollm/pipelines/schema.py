@@ -1,0 +1,163 @@
+"""The schema of a pipeline file: one file, one study.
+
+The pydantic models are the specification: their field descriptions are exported as
+JSON Schema for editors (`Pipeline.model_json_schema`), and Python, YAML and the
+command line share them. Unknown fields are errors.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from neurollm.validation import read_yaml, validate
+
+Control = Literal["raw_units", "token_embeddings", "random_network", "random_directions"]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SitePart(_Part):
+    """Where in the model."""
+
+    layer: int = Field(ge=0, description="Block, counted from 0.")
+    stream: Literal["resid_post", "resid_pre", "mlp_out", "attn_out", "token_embedding"] = Field(
+        "resid_post", description="Block output, block input, MLP output, attention output, or the token embedding."
+    )
+
+
+class ModelPart(_Part):
+    """The language model."""
+
+    name: str = Field("demo", description="demo, minilm, a folder, or any name on the transformers hub.")
+    site: SitePart | None = Field(None, description="Needed when the dictionary does not bring a site of its own.")
+    device: str = Field("auto", description="auto, cpu or cuda.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number format of the model.")
+
+
+class DictionaryPart(_Part):
+    """The dictionary that turns activations into features."""
+
+    name: str | None = Field(None, description="A dictionary that ships with neurollm: demo.")
+    path: str | None = Field(None, description="Folder of a dictionary (SAELens inference layout).")
+    kind: Literal["raw_units", "random_directions"] | None = Field(
+        None, description="Instead of a trained dictionary: the units themselves, or random directions."
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> DictionaryPart:
+        given = [field for field in ("name", "path", "kind") if getattr(self, field) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of name, path and kind, found {', '.join(given) or 'none'}")
+        return self
+
+
+class FeaturesPart(_Part):
+    """From tokens to one row per trial."""
+
+    tokens: str = Field("content", description="Token window: content, last, target, left:n, centre:n or all.")
+    pool: Literal["mean", "max", "sum", "last"] = Field("mean", description="How the tokens of a window are pooled.")
+    transform: Literal["raw", "log1p", "binary"] = Field("raw", description="Applied to the pooled values.")
+    min_active_items: int = Field(0, ge=0, description="Features active in fewer items are not tested (label-blind).")
+
+    @field_validator("tokens")
+    @classmethod
+    def _known_window(cls, value: str) -> str:
+        if re.fullmatch(r"content|all|last|target|(left|centre):[1-9]\d*", value) is None:
+            raise ValueError(f"{value!r} is not a token window; use content, last, target, left:n, centre:n or all")
+        return value
+
+
+class GLMPart(_Part):
+    """Mass-univariate contrasts with permutation inference."""
+
+    n_perm: int = Field(10_000, ge=19, description="Permutations; all are enumerated when there are fewer.")
+    alternative: Literal["two-sided", "greater", "less"] = Field("two-sided", description="Direction of the test.")
+    alpha: float = Field(0.05, gt=0, lt=1, description="Family-wise error rate.")
+
+
+class ContextsPart(_Part):
+    """Top contexts of the reported features."""
+
+    corpus: list[str] = Field(
+        default_factory=lambda: ["resting_state", "stimuli"],
+        description="resting_state (ships with the demo model), stimuli (of this study), or paths of text files.",
+    )
+    top: int = Field(10, ge=1, le=50, description="Contexts per feature.")
+
+
+class AnalysesPart(_Part):
+    """What is computed."""
+
+    glm: GLMPart = Field(default_factory=GLMPart)
+    contexts: ContextsPart | None = Field(default_factory=ContextsPart)
+
+
+class ReportPart(_Part):
+    """The HTML report."""
+
+    top: int = Field(50, ge=1, le=500, description="Features in the table of each contrast.")
+
+
+class Pipeline(_Part):
+    """One study."""
+
+    name: str = Field(description="Name of the study and of its folder under reports/.")
+    stimuli: str = Field(description="TSV file, relative to the project folder.")
+    design: str = Field(description="YAML file, relative to the project folder.")
+    model: ModelPart = Field(default_factory=ModelPart)
+    dictionary: DictionaryPart
+    features: FeaturesPart = Field(default_factory=FeaturesPart)
+    analyses: AnalysesPart = Field(default_factory=AnalysesPart)
+    controls: list[Control] = Field(
+        default_factory=lambda: ["raw_units", "token_embeddings", "random_network", "random_directions"],
+        description="Control representations, shown as rows beside the result.",
+    )
+    report: ReportPart = Field(default_factory=ReportPart)
+    seed: int = Field(0, ge=0, description="Seed of every random draw.")
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, value: str) -> str:
+        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is None:
+            raise ValueError(f"{value!r} cannot be a folder name; use letters, digits, '.', '_' and '-'")
+        return value
+
+    @model_validator(mode="after")
+    def _site_when_needed(self) -> Pipeline:
+        if self.dictionary.kind is not None and self.model.site is None:
+            raise ValueError(f"model.site is missing: dictionary kind {self.dictionary.kind} has no site of its own")
+        return self
+
+
+class TrainingFile(_Part):
+    """The file of `neurollm train`: one dictionary."""
+
+    store: str = Field(description="Folder of an activation store made by neurollm harvest.")
+    out: str = Field(description="Folder of the finished dictionary; checkpoints are kept beside it while training.")
+    architecture: Literal["topk"] = Field("topk", description="Kind of sparse autoencoder.")
+    n_features: int = Field(4096, ge=1, description="Number of features.")
+    k: int = Field(32, ge=1, description="Active features per token.")
+    n_tokens: int = Field(5_000_000, ge=1, description="Training length; the store is repeated when it is shorter.")
+    random_state: int = Field(0, ge=0, description="Seed.")
+
+
+def read_pipeline(path: str | os.PathLike) -> Pipeline:
+    """Read and validate a pipeline file.
+
+    Raises
+    ------
+    InvalidInput
+        One sentence with file, field, what was found and what would be right.
+    """
+    return validate(Pipeline, read_yaml(path), path)
+
+
+def resolved(pipeline: Pipeline) -> dict[str, Any]:
+    """The pipeline with every default written out: this alone re-runs the study."""
+    return pipeline.model_dump(mode="json")
