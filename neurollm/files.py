@@ -109,7 +109,7 @@ def writing(path: str | os.PathLike, needed: int | None = None) -> Iterator[None
                 "its permissions, then run the same command again: what was finished is kept"
             ) from error
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
-            raise InvalidInput(f"{path}: a file of that name is in the way of a folder; choose another folder") from error
+            raise InvalidInput(f"{path}: a file is in the way of this folder; choose another folder") from error
         raise
 
 

@@ -78,7 +78,7 @@ def read_yaml(path: str | os.PathLike) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InvalidInput(f"{path}: cannot be read as a UTF-8 text file ({error}).") from None
     try:
-        value = yaml.load(text, Loader=Loader)  # noqa: S506 - a subclass of SafeLoader
+        value = yaml.load(text, Loader=Loader)  # a subclass of SafeLoader
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f"line {mark.line + 1}: " if mark else ""

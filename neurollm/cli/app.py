@@ -98,7 +98,6 @@ def run(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")], verbos
     """Run a study, or what of it is not up to date."""
     from neurollm.pipelines import run_pipeline
 
-    _quiet_libraries()
     result = run_pipeline(pipeline, verbose=verbose)
     if not result.computed:
         typer.echo("nothing to do: every step is up to date")
@@ -141,7 +140,6 @@ def harvest(
     from neurollm.activations import harvest as harvest_corpus
     from neurollm.models import Site, load_model
 
-    _quiet_libraries()
     site = Site(layer, stream)
     documents = Corpus.read(corpus)
     store = harvest_corpus(
@@ -173,14 +171,6 @@ def train(
         verbose=verbose,
     )
     typer.echo(f"{dictionary.n_features:,} features at {dictionary.site}: {_short(project.path(settings.out))}")
-
-
-def _quiet_libraries() -> None:
-    """The bars and notices of transformers would break into ours."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
 
 
 def _short(path: Path) -> Path:

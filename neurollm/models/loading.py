@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -191,7 +193,8 @@ def load_model(
     torch_dtype = _choose_dtype(dtype, torch_device)
     if random_init is None:
         try:
-            model = factory.from_pretrained(source, dtype=torch_dtype)
+            with _without_bars():
+                model = factory.from_pretrained(source, dtype=torch_dtype)
         except (OSError, ValueError, RuntimeError) as error:
             raise InvalidInput(f"model {str(name)!r}: its weights cannot be read ({_first_line(error)})") from error
     else:
@@ -199,6 +202,20 @@ def load_model(
             torch.manual_seed(random_init)
             model = factory.from_config(config).to(torch_dtype)
     return LanguageModel(str(name), model.to(torch_device), tokenizer, is_causal, random_init)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep the bars of transformers from breaking into ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _resolve(name: str | os.PathLike) -> str:

@@ -32,6 +32,7 @@ def check_pipeline(path: str | os.PathLike) -> str:
     InvalidInput, DataMismatch
         As a run would.
     """
+    from neurollm.designs import Contrast
     from neurollm.masking import FeatureMasker
 
     study = Study(Project.of(path), Path(path), read_pipeline(path))
@@ -47,9 +48,9 @@ def check_pipeline(path: str | os.PathLike) -> str:
         exchange.sentence,
     ]
     for name, expression in study.contrasts.items():
-        contrast = study.design.contrast(expression, obs, name=name)
-        sides = {level: float(weight) for level, weight in zip(study.design.levels(obs), contrast.weights, strict=True)}
-        lines.append(f"contrast {name}: {expression} {sides}")
+        contrast = Contrast.parse(expression, study.design.levels(obs), name)
+        weights = ", ".join(f"{level} {weight:+g}" for level, weight in zip(contrast.levels, contrast.weights, strict=True))
+        lines.append(f"contrast {name}: {contrast.expression} (weights: {weights})")
     lines += [_sensitivity(study, exchange.kind, exchange.n_units), "", str(study.stimuli.audit())]
     return "\n".join(lines)
 

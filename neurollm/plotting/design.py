@@ -31,7 +31,7 @@ def plot_design_matrix(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     -------
     matplotlib.axes.Axes
     """
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap, to_rgba
 
     rows, columns = frame.shape
     ax = new_axes(min(4.6, 2.4 + 0.45 * columns), 3.6) if ax is None else ax
@@ -42,8 +42,11 @@ def plot_design_matrix(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
     low, high = np.nanmin(values, axis=0), np.nanmax(values, axis=0)
     spread = np.where(high > low, high - low, 1.0)
     scaled = np.where(high > low, (values - low) / spread, 1.0)
-    ramp = LinearSegmentedColormap.from_list("design", [_faint(NEGATIVE, 0.10), _faint(NEGATIVE, 1.0)])
-    ax.imshow(scaled, aspect="auto", interpolation="none", cmap=ramp, vmin=0, vmax=1)
+    ramp = LinearSegmentedColormap.from_list("design", [to_rgba(NEGATIVE, 0.12), to_rgba(NEGATIVE, 1.0)])
+    # A column is 40 pixels wide, the last one transparent: a gap that suits any background.
+    pixels = np.repeat(ramp(np.nan_to_num(scaled)), 40, axis=1)
+    pixels[:, 39::40, 3] = 0.0
+    ax.imshow(pixels, aspect="auto", interpolation="none", extent=(-0.5, columns - 0.5, rows - 0.5, -0.5))
     names = [literal(name, 22) for name in frame.columns]
     tilted = max(len(name) for name in names) * columns > 40
     ax.set_xticks(range(columns), names, rotation=40 if tilted else 0, ha="left" if tilted else "center")
@@ -56,12 +59,4 @@ def plot_design_matrix(frame: pd.DataFrame, ax: Axes | None = None) -> Axes:
         ax.set_ylabel("trial")
     finish(ax, keep=())
     ax.tick_params(length=0, labelsize=SMALL)
-    for edge in np.arange(0.5, columns - 1):
-        ax.axvline(edge, color="white", linewidth=1.5)
     return ax
-
-
-def _faint(color: str, alpha: float) -> tuple[float, float, float, float]:
-    from matplotlib.colors import to_rgba
-
-    return to_rgba(color, alpha)

@@ -25,7 +25,7 @@ def plot_volcano(
     *,
     y: Literal["p_value", "p_fwer"] = "p_value",
 ) -> Axes:
-    """Draw effect size against −log10 p; features with p_FWER < `alpha` are coloured and labelled.
+    """Draw effect size against −log10 p; features with p_FWER ≤ `alpha` are coloured and labelled.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ def plot_volcano(
         return finish(ax)
     height = np.full(size.shape, np.nan)
     height[drawn] = -np.log10(p[drawn])
-    significant = drawn & (np.nan_to_num(np.asarray(result.p_fwer, float), nan=1.0) < alpha)
+    significant = drawn & (np.nan_to_num(np.asarray(result.p_fwer, float), nan=1.0) <= alpha)
     cloud = drawn & ~significant
     ax.axvline(0, color=RULE, linewidth=0.7, zorder=0)
     ax.scatter(size[cloud], height[cloud], s=9, color=CLOUD, alpha=0.55, linewidths=0, rasterized=True)
@@ -99,9 +99,10 @@ def _label(ax: Axes, x: np.ndarray, y: np.ndarray, names: list[str]) -> None:
             box = (px - width / 2, low, px + width / 2, low + line)
             inside = box[0] >= frame.x0 and box[2] <= frame.x1 and box[3] <= frame.y1
             if inside and not any(_overlap(box, other) for other in taken):
+                leader = None if shift < 1 else {"arrowstyle": "-", "color": MUTED, "linewidth": 0.4}
                 ax.annotate(name, (dx, dy), xytext=(0, shift * line / scale), textcoords="offset points",
                             ha="center", va="bottom", fontsize=SMALL - 0.5, color=INK, zorder=4,
-                            arrowprops=None if shift < 1 else {"arrowstyle": "-", "color": MUTED, "linewidth": 0.4})  # fmt: skip
+                            arrowprops=leader)  # fmt: skip
                 taken.append(box)
                 written += 1
                 break

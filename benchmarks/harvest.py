@@ -1,0 +1,148 @@
+"""How fast is a harvest? Three ways to get the activations of one layer, side by side in one run.
+
+1. A plain loop: texts tokenised and padded in batches, the whole language model with
+   ``output_hidden_states=True``, nothing written.
+2. ``neurollm.harvest``: tokenising, the model cut after the layer, hashing and writing.
+3. The ceiling: the model cut after the layer on tensors batched beforehand, nothing else.
+
+The repeats are interleaved, so that other load on the machine falls on all three alike;
+medians are printed. All three use the same weights in the same dtype and the same contexts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from neurollm.activations import Corpus, harvest
+from neurollm.activations.contexts import Contexts
+from neurollm.models import LanguageModel, Site, load_model, plan_batches, run_site
+from neurollm.models.forward import pad
+
+WORDS = """a and the of to in was he she it that his her with for on at by had not but from they said one all there
+when which were up out so would into no what then could them some man time now little about if over who see came down
+before old two house day good long after night water hand door king sea light morning road tree voice child stone
+never again away began thought nothing world heart white dark walked opened carried answered listened remembered""".split()
+
+
+def generated_documents(n: int, seed: int = 0) -> list[tuple[str, str]]:
+    """Texts of very different lengths made of common words."""
+    rng = np.random.default_rng(seed)
+    lengths = np.exp(rng.normal(5.3, 0.9, n)).astype(int) + 5
+    return [(f"document {i}", " ".join(rng.choice(WORDS, length)) + ".") for i, length in enumerate(lengths)]
+
+
+def read_documents(path: Path, n: int, characters: int = 1200) -> list[tuple[str, str]]:
+    """The first `n` documents of a corpus; long ones are cut into passages."""
+    passages = []
+    for name, text in Corpus.read(path):
+        cuts = range(0, len(text), characters)
+        passages += [(f"{name} {cut}", text[cut : cut + characters]) for cut in cuts]
+        if len(passages) >= n:
+            break
+    return passages[:n]
+
+
+def plain_loop(lm: LanguageModel, texts: list[str], layer: int, batch: int) -> None:
+    """What one writes without neurollm."""
+    tokenizer, limit = lm.tokenizer, int(lm.context)
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token or tokenizer.bos_token
+    for start in range(0, len(texts), batch):
+        encoded = tokenizer(
+            texts[start : start + batch], padding=True, truncation=True, max_length=limit, return_tensors="pt"
+        ).to(lm.device)
+        with torch.no_grad():
+            output = lm.model(
+                input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], output_hidden_states=True
+            )
+        hidden = output.hidden_states[layer + 1]
+        hidden[encoded["attention_mask"].bool()].cpu()
+
+
+def ceiling(lm: LanguageModel, batches: list[tuple[torch.Tensor, torch.Tensor | None]], site: Site) -> None:
+    """The forward passes alone."""
+    for ids, mask in batches:
+        run_site(lm, ids, mask, site)
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each way in each repeat, after one unmeasured round."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            way()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo", help="'demo', a folder, or a hub name (default: demo)")
+    parser.add_argument("--text", type=Path, help="a corpus to read; without it texts are generated")
+    parser.add_argument("--layer", type=int, help="the block to stop after (default: the middle one)")
+    parser.add_argument("--documents", type=int, default=1000, help="number of documents (default: 1000)")
+    parser.add_argument("--repeats", type=int, default=5, help="measured repeats of each way (default: 5)")
+    parser.add_argument("--dtype", default="auto", help="dtype of the weights (default: auto)")
+    parser.add_argument("--batch", type=int, default=32, help="texts per batch of the plain loop (default: 32)")
+    parser.add_argument("--shard", type=int, default=65_536, help="rows per shard of the harvest (default: 65536)")
+    arguments = parser.parse_args()
+
+    lm = load_model(arguments.model, dtype=arguments.dtype)
+    site = Site(lm.n_layers // 2 if arguments.layer is None else arguments.layer)
+    n = arguments.documents
+    corpus = Corpus(read_documents(arguments.text, n) if arguments.text else generated_documents(n))
+    contexts = Contexts.of(lm, corpus, lm.context)
+    sequences = contexts.sequences(0, len(contexts))
+    batches = [pad([sequences[i] for i in group], lm) for group in plan_batches([len(s) for s in sequences], 8192)]
+    # The same passages for the plain loop: the text of each context.
+    document = np.searchsorted(contexts.document_start, contexts.first[:-1], side="right") - 1
+    spans = zip(document, contexts.starts[contexts.first[:-1]], contexts.ends[contexts.first[1:] - 1], strict=True)
+    texts = [corpus.documents[i][1][start:end] for i, start, end in spans]
+    folder = Path(tempfile.mkdtemp(prefix="neurollm-benchmark-"))
+
+    def run_harvest() -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        harvest(lm, corpus, site, folder, tokens_per_shard=arguments.shard, verbose=0)
+
+    ways = {
+        "plain loop (whole model, padded)": lambda: plain_loop(lm, texts, site.layer, arguments.batch),
+        "neurollm.harvest (with disk)": run_harvest,
+        "  of which tokenising": lambda: Contexts.of(lm, corpus, lm.context),
+        "bare forward, batched before": lambda: ceiling(lm, batches, site),
+    }
+    try:
+        seconds = measure(ways, arguments.repeats)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    report(lm, site, contexts, seconds)
+
+
+def report(lm: LanguageModel, site: Site, contexts: Contexts, seconds: dict[str, list[float]]) -> None:
+    """The table and the two ratios."""
+    print(f"model {lm.name}: {lm.n_layers} blocks, d {lm.d_model}, {lm.dtype} on {lm.device}, {site}")
+    print(f"{contexts.n_rows:,} tokens in {len(contexts):,} contexts; {torch.get_num_threads()} threads\n")
+    print(f"{'':34}{'median s':>10}{'min s':>9}{'max s':>9}{'tokens/s':>12}")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"{name:34}{median:10.2f}{min(values):9.2f}{max(values):9.2f}{contexts.n_rows / median:12,.0f}")
+    plain, ours, tokenising, bare = (np.array(values) for values in seconds.values())
+    print(f"\nharvest against the plain loop: {np.median(plain / ours):.2f} times as fast")
+    print(f"harvest against the bare forward: {np.median(ours / bare) * 100 - 100:+.0f} % time")
+    print(f"harvest without tokenising: {np.median((ours - tokenising) / bare) * 100 - 100:+.0f} % time")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m neurollm`` is the command line."""
+
+from neurollm.cli import main
+
+main()

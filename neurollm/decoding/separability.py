@@ -1,0 +1,227 @@
+"""Cross-validated separability of two levels.
+
+An L2-penalised logistic regression is trained on some items and scores the trials of others.
+Its solution depends on the features only through inner products of trials, so features are
+standardised with the training mean and deviation of each fold and then rotated to as many
+coordinates as there are training trials: the same classifier, at a cost that hardly depends on
+the number of features. The penalty is chosen inside the training part, by item as well.
+
+The AUROC compares trials of the same test fold only (scores of different folds come from
+different classifiers): concordant pairs of all folds over pairs of all folds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.random import stream
+from neurollm.stats.arrays import by_columns, column_blocks
+from neurollm.stats.auc import concordance
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PENALTIES = (0.01, 0.1, 1.0, 10.0, 100.0)
+_INNER_FOLDS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Separability:
+    """How well two levels are told apart on unseen items.
+
+    Attributes
+    ----------
+    auroc, ci_low, ci_high : float
+        With the 95 % percentile interval of an item bootstrap of the out-of-fold scores (the classifiers
+        are not refitted, so the interval holds for these classifiers).
+    balanced_accuracy : float
+    n_items, n_trials, n_folds : int
+    positive : str
+        The level scored high (the second in sorted order).
+    predictions : DataFrame
+        Columns group, level, fold, score, predicted; one row per trial in the order given.
+    """
+
+    auroc: float
+    ci_low: float
+    ci_high: float
+    balanced_accuracy: float
+    n_items: int
+    n_trials: int
+    n_folds: int
+    positive: str
+    predictions: pd.DataFrame
+
+
+def separability(
+    X: Any, y: Any, groups: Any, *, cv: int = 5, random_state: int = 0, n_boot: int = 1000
+) -> Separability:
+    """Cross-validated AUROC of two levels, with all trials of an item on the same side of every split.
+
+    Parameters
+    ----------
+    X : ndarray, scipy.sparse or torch.Tensor, shape (n_trials, V)
+    y : sequence
+        Level of each trial; exactly two different ones.
+    groups : sequence
+        Item of each trial.
+    cv : int, default=5
+        Folds; fewer if a level has fewer items.
+    random_state : int, default=0
+    n_boot : int, default=1000
+
+    Returns
+    -------
+    Separability
+    """
+    import pandas as pd
+
+    y, groups = np.asarray(y).astype(str), np.asarray(groups).astype(str)
+    levels = _check(X, y, groups, cv)
+    labels = y == levels[1]
+    _, items = np.unique(groups, return_inverse=True)
+    per_level = min(np.unique(items[labels]).size, np.unique(items[~labels]).size)
+    if per_level < 2:
+        raise InvalidInput(
+            f"separability: '{levels[0]}' and '{levels[1]}' need at least 2 items each, found {per_level}."
+        )
+    folds = _folds(labels, items, min(cv, per_level), random_state)
+    X = by_columns(X)
+    scores = np.empty(y.size)
+    for fold in np.unique(folds):
+        test = folds == fold
+        scores[test] = _score_fold(X, labels, items, test, random_state)
+    low, high = _interval(scores, labels, items, folds, random_state, n_boot)
+    recalls = [np.mean((scores[labels == side] > 0) == side) for side in (True, False)]
+    predictions = pd.DataFrame(
+        {
+            "group": groups,
+            "level": y,
+            "fold": folds,
+            "score": scores,
+            "predicted": np.where(scores > 0, levels[1], levels[0]),
+        }
+    )
+    area = float(_area(scores, labels, folds, np.ones((1, y.size)))[0])
+    return Separability(
+        area,
+        low,
+        high,
+        float(np.mean(recalls)),
+        int(items.max()) + 1,
+        y.size,
+        int(folds.max()) + 1,
+        str(levels[1]),
+        predictions,
+    )
+
+
+def _check(X: Any, y: np.ndarray, groups: np.ndarray, cv: int) -> np.ndarray:
+    if not X.shape[0] == y.size == groups.size:
+        raise DataMismatch(
+            f"separability: {X.shape[0]} rows, {y.size} levels and {groups.size} items do not fit together."
+        )
+    levels = np.unique(y)
+    if levels.size != 2:
+        raise InvalidInput(f"separability: exactly two levels can be separated, found {levels.size}.")
+    if cv < 2:
+        raise InvalidInput(f"separability: cv must be at least 2, found {cv!r}.")
+    return levels
+
+
+def _folds(labels: np.ndarray, items: np.ndarray, n_folds: int, random_state: int) -> np.ndarray:
+    """Fold of each trial: items are whole, levels balanced."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = np.empty(labels.size, dtype=int)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=random_state % 2**32)
+    for fold, (_, test) in enumerate(splitter.split(labels, labels, items)):
+        folds[test] = fold
+    return folds
+
+
+def _score_fold(X: Any, labels: np.ndarray, items: np.ndarray, test: np.ndarray, random_state: int) -> np.ndarray:
+    """Decision values of the test trials."""
+    train = ~test
+    if labels[train].all() or not labels[train].any():
+        return np.zeros(int(test.sum()))
+    coordinates = _rotate(X, train)
+    inner_items = np.unique(items[train], return_inverse=True)[1]
+    n_inner = min(_INNER_FOLDS, *(np.unique(inner_items[labels[train] == side]).size for side in (True, False)))
+    penalty = PENALTIES[len(PENALTIES) // 2]
+    if n_inner >= 2:
+        inner = _folds(labels[train], inner_items, n_inner, random_state)
+        penalty = _choose_penalty(coordinates[train], labels[train], inner)
+    return _fit(coordinates[train], labels[train], penalty).decision_function(coordinates[test])
+
+
+def _rotate(X: Any, train: np.ndarray) -> np.ndarray:
+    """Standardise by the training trials, then rotate onto the space they span (rows have mean square norm 1)."""
+    gram = np.zeros((train.size, train.size))
+    n_used = 0
+    for _, block in column_blocks(X):
+        mean, sd = block[train].mean(axis=0), block[train].std(axis=0)
+        used = sd > 1e-12 * np.abs(block[train]).max(axis=0, initial=0)
+        scaled = (block[:, used] - mean[used]) / sd[used]
+        gram += scaled @ scaled.T
+        n_used += int(used.sum())
+    gram /= max(n_used, 1)
+    values, vectors = np.linalg.eigh(gram[np.ix_(train, train)])
+    keep = values > 1e-10 * max(values.max(initial=0), 1e-300)
+    if not keep.any():
+        return np.zeros((train.size, 1))
+    return gram[:, train] @ (vectors[:, keep] / np.sqrt(values[keep]))
+
+
+def _choose_penalty(Z: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> float:
+    """The strongest penalty with the best inner AUROC."""
+    areas = []
+    for penalty in PENALTIES:
+        scores = np.zeros(labels.size)
+        for fold in np.unique(folds):
+            test = folds == fold
+            if labels[~test].any() and not labels[~test].all():
+                scores[test] = _fit(Z[~test], labels[~test], penalty).decision_function(Z[test])
+        areas.append(_area(scores, labels, folds, np.ones((1, labels.size)))[0])
+    return PENALTIES[int(np.argmax(np.round(np.nan_to_num(areas, nan=0.5), 9)))]
+
+
+def _fit(Z: np.ndarray, labels: np.ndarray, penalty: float):
+    from sklearn.linear_model import LogisticRegression
+
+    return LogisticRegression(C=penalty, class_weight="balanced", max_iter=1000, tol=1e-6).fit(Z, labels)
+
+
+def _area(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted AUROC over pairs within folds, for every row of `weights`."""
+    concordant, pairs = np.zeros(len(weights)), np.zeros(len(weights))
+    for fold in np.unique(folds):
+        here = folds == fold
+        more, all_pairs = concordance(scores[here], labels[here], weights[:, here])
+        concordant, pairs = concordant + more, pairs + all_pairs
+    return np.divide(concordant, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
+
+
+def _interval(
+    scores: np.ndarray, labels: np.ndarray, items: np.ndarray, folds: np.ndarray, random_state: int, n_boot: int
+) -> tuple[float, float]:
+    """Percentile interval over items, resampled within fold and within the levels an item has."""
+    n_items = int(items.max()) + 1
+    stratum = np.zeros(n_items, dtype=int)
+    np.maximum.at(stratum, items, 4 * folds)
+    np.bitwise_or.at(stratum, items, np.where(labels, 2, 1))
+    drawn = np.zeros((n_boot, n_items))
+    members = [np.flatnonzero(stratum == value) for value in np.unique(stratum)]
+    for index in range(n_boot):
+        rng = stream(random_state, "separability_bootstrap", index)
+        for group in members:
+            drawn[index] += np.bincount(rng.choice(group, group.size), minlength=n_items)
+    areas = _area(scores, labels, folds, drawn[:, items])
+    areas = areas[np.isfinite(areas)]
+    return (
+        (float("nan"), float("nan")) if not areas.size else tuple(float(q) for q in np.quantile(areas, [0.025, 0.975]))
+    )

@@ -1,0 +1,10 @@
+"""One self-contained HTML page per study, rebuilt from saved results alone.
+
+Every word that comes from data is shown as text: templates autoescape, figures
+are reduced to an allow-list of drawing elements, and the page forbids itself
+any network access and any script but its own.
+"""
+
+from neurollm.reporting.build import build_report, verdicts
+
+__all__ = ["build_report", "verdicts"]

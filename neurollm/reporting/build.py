@@ -1,0 +1,240 @@
+"""From a study folder to `report.html`."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import Markup
+
+from neurollm.errors import InvalidInput
+from neurollm.files import write_text
+from neurollm.reporting import formatting
+from neurollm.reporting.contexts import MAX_CONTEXTS, shown_contexts, window_for
+from neurollm.reporting.features import feature_row, table_data, top_features
+from neurollm.reporting.methods import REFERENCES, dictionary_facts, methods_paragraph
+from neurollm.reporting.sentences import control_verdict, method_phrase, representation_name, tally, verdict
+from neurollm.reporting.study import Study, read_study
+
+if TYPE_CHECKING:
+    from neurollm.glm import ContrastResult
+
+HERE = Path(__file__).parent
+FILTERS = "count decimal duration measure p_number percent plural proportion significant statistics"
+
+
+def build_report(study_folder: str | os.PathLike, *, top: int = 50) -> Path:
+    """Write the report of a study from its saved results.
+
+    Parameters
+    ----------
+    study_folder : path-like
+        ``reports/<study>/`` as left by a run. Neither model nor dictionary is needed.
+    top : int, default=50
+        How many features each contrast's table shows.
+
+    Returns
+    -------
+    pathlib.Path
+        ``report.html`` in that folder: one file, readable offline and without JavaScript.
+    """
+    if top < 1:
+        raise InvalidInput(f"The report's top is {top}, but at least one feature has to be shown: use top=50, say.")
+    study = read_study(study_folder)
+    path = study.folder / "report.html"
+    write_text(path, render(study, top))
+    return path
+
+
+def verdicts(study_folder: str | os.PathLike) -> list[str]:
+    """What a study found, one plain paragraph per contrast: the result, then the controls."""
+    study = read_study(study_folder)
+    return [
+        f"{name}: {verdict(result, study.alpha)} {control_verdict(study.controls.get(name) or [])}"
+        for name, result in study.results.items()
+    ]
+
+
+def render(study: Study, top: int) -> str:
+    """The report as HTML text."""
+    style, script = _asset("report.css"), _asset("report.js")
+    chosen = {name: top_features(result, top) for name, result in study.results.items()}
+    window = _window(study, chosen)
+    contrasts = [
+        _contrast(study, number, name, chosen[name], window)
+        for number, name in enumerate(study.results, start=1)
+    ]  # fmt: skip
+    return _environment().get_template("report.html.jinja").render(
+        study=study,
+        manifest=study.manifest,
+        design=study.design,
+        alpha=study.alpha,
+        contrasts=contrasts,
+        warnings=_warnings(study),
+        methods=methods_paragraph(study),
+        references=REFERENCES,
+        cells=_cells(study.design.get("cells") or []),
+        design_figure=_design_figure(study.design.get("matrix") or {}),
+        shuffling=_shuffling(study),
+        quality=dictionary_facts(study.dictionary),
+        window=window,
+        style=Markup(style),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )  # fmt: skip
+
+
+def _environment():
+    from jinja2 import Environment, FileSystemLoader
+
+    environment = Environment(
+        loader=FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        finalize=formatting.visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update({name: getattr(formatting, name) for name in FILTERS.split()})
+    environment.globals.update(interval=formatting.interval, auroc=formatting.auroc, missing=formatting.MISSING)
+    return environment
+
+
+def _asset(name: str) -> str:
+    text = (HERE / "assets" / name).read_text(encoding="utf-8")
+    return "\n" + text.replace("\r\n", "\n")
+
+
+def _window(study: Study, chosen: dict[str, Any]) -> int:
+    """Tokens per context, so that the contexts of all contrasts together fit into the page."""
+    total = 0
+    for name, indices in chosen.items():
+        saved = study.contexts.get(name) or {}
+        features = study.results[name].feature
+        total += sum(min(len(saved.get(str(int(features[i])), [])), MAX_CONTEXTS) for i in indices)
+    return window_for(total)
+
+
+def _contrast(study: Study, number: int, name: str, indices: Any, window: int) -> dict[str, Any]:
+    """Everything the page shows about one contrast."""
+    from neurollm.plotting import contrast_sides
+
+    result, alpha = study.results[name], study.alpha
+    saved = study.contexts.get(name) or {}
+    controls = [row | {"representation": representation_name(row)} for row in study.controls.get(name) or []]
+    controls.sort(key=lambda row: row.get("kind") != "study")
+    rows = [
+        feature_row(result, i, alpha, shown_contexts(saved.get(str(int(result.feature[i])), []), window))
+        for i in indices
+    ]  # fmt: skip
+    positive, negative = contrast_sides(result)
+    return {
+        "number": number,
+        "name": name,
+        "result": result,
+        "positive": positive,
+        "negative": negative,
+        "verdict": verdict(result, alpha),
+        "control_verdict": control_verdict(controls),
+        "tally": tally(result, alpha),
+        "untested": _untested(result),
+        "critical": result.critical_value(alpha),
+        "controls": controls,
+        "rows": rows,
+        "data": table_data(rows),
+        "has_contexts": any(row.contexts for row in rows),
+        "figures": _figures(result, number, controls, alpha),
+    }
+
+
+def _figures(result: ContrastResult, number: int, controls: list, alpha: float) -> dict[str, Any]:
+    from neurollm.plotting import contrast_sides, plot_controls, plot_null_max, plot_volcano
+    from neurollm.reporting.svg import figure_svg
+
+    found = tally(result, alpha)
+    positive, negative = contrast_sides(result)
+    figures = {
+        "volcano": figure_svg(
+            plot_volcano(result, alpha), f"v{number}",
+            f"Volcano plot of {found.tested} features: effect size of {positive} against {negative} "
+            f"over minus log 10 of p; {found.found} features are significant.",
+        ),
+        "null": figure_svg(
+            plot_null_max(result, alpha), f"n{number}",
+            "Histogram of the largest statistic over features in each shuffling, with the critical value "
+            "and the observed maximum.",
+        ),
+    }  # fmt: skip
+    if controls:
+        described = "; ".join(f"{row['representation']} {formatting.auroc(row)}" for row in controls)
+        title = f"AUROC per representation: {described}."
+        figures["controls"] = figure_svg(plot_controls(controls), f"c{number}", title)
+    return figures
+
+
+def _design_figure(matrix: dict[str, Any]) -> Markup | None:
+    if not matrix.get("rows") or not matrix.get("columns"):
+        return None
+    import pandas as pd
+
+    from neurollm.plotting import plot_design_matrix
+    from neurollm.reporting.svg import figure_svg
+
+    frame = pd.DataFrame(matrix["rows"], columns=matrix["columns"], index=matrix.get("index"))
+    columns = ", ".join(map(str, frame.columns))
+    return figure_svg(
+        plot_design_matrix(frame), "d", f"Design matrix of {len(frame)} trials with the columns {columns}."
+    )  # fmt: skip
+
+
+def _cells(cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """Stimuli per level and template as a table with totals."""
+    levels = list(dict.fromkeys(str(cell["level"]) for cell in cells))
+    templates = list(dict.fromkeys(str(cell.get("template", "")) for cell in cells))
+    n = {(level, template): 0 for level in levels for template in templates}
+    for cell in cells:
+        n[str(cell["level"]), str(cell.get("template", ""))] += int(cell["n"])
+    rows = [(level, [n[level, template] for template in templates]) for level in levels]
+    return {"templates": templates, "rows": rows, "total": sum(n.values())}
+
+
+def _shuffling(study: Study) -> dict[str, Any]:
+    """What was exchangeable, how many shufflings there are and how many were used."""
+    exchangeability = study.design.get("exchangeability") or {}
+    first = next(iter(study.results.values()), None)
+    return {
+        "sentence": exchangeability.get("sentence", ""),
+        "possible": exchangeability.get("n_possible"),
+        "units": exchangeability.get("n_units"),
+        "used": method_phrase(first) if first else "",
+    }
+
+
+def _untested(result: ContrastResult) -> str:
+    """How many features were left out, and why."""
+    reasons = [f"{formatting.count(n)} {reason}" for reason, n in result.not_tested.items() if n]
+    if not reasons:
+        return ""
+    total = sum(result.not_tested.values())
+    return f"{formatting.plural(total, 'feature was', 'features were')} not tested: {', '.join(reasons)}."
+
+
+def _warnings(study: Study) -> list[str]:
+    """Recorded warnings, failed audits, and tests that could not have succeeded."""
+    warnings = [str(warning) for warning in study.manifest.get("warnings") or []]
+    for name, result in study.results.items():
+        warnings += result.warnings
+        smallest = 1 / result.n_possible if result.exhaustive else 1 / (result.n_perm + 1)
+        if smallest > study.alpha:
+            warnings.append(
+                f"{name}: the smallest p that {method_phrase(result)} allow is {formatting.p_number(smallest)}, "
+                "so nothing could have been significant."
+            )
+    warnings += [
+        f"Stimulus audit failed, {row.get('name')}: {row.get('reason') or 'no reason was recorded'}"
+        for row in study.audit
+        if row.get("status") == "fail"
+    ]
+    return list(dict.fromkeys(warnings))

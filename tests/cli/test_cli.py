@@ -1,0 +1,146 @@
+"""The command line: exit codes and one sentence for every kind of bad input."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def neurollm(*arguments, **options) -> subprocess.CompletedProcess:
+    """Run the command in a fresh process."""
+    command = [sys.executable, "-m", "neurollm", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+def refused(result: subprocess.CompletedProcess, code: int, *parts: str) -> None:
+    """One line on standard error that starts with the program's name and has all the parts."""
+    assert result.returncode == code, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("neurollm: ")]
+    assert len(lines) == 1 and "Traceback" not in result.stderr
+    for part in parts:
+        assert part in lines[0]
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A fresh project made by ``neurollm new``."""
+    assert neurollm("new", tmp_path / "study").returncode == 0
+    return tmp_path / "study"
+
+
+def replace(file: Path, old: str, new: str) -> None:
+    """Change a text file; the old text must be there."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+
+
+def test_every_command_explains_itself():
+    told = neurollm("--help").stdout
+    for command in ("new", "check", "run", "report", "list", "harvest", "train"):
+        assert command in told
+        assert neurollm(command, "--help").returncode == 0
+
+
+def test_help_imports_nothing_heavy():
+    probe = "import sys; sys.argv = ['neurollm', '--help']\ntry:\n    from neurollm.cli import main; main()\nexcept SystemExit:\n    pass\n"
+    probe += "heavy = {'torch', 'transformers', 'pandas', 'sklearn', 'matplotlib', 'anndata', 'scipy'} & set(sys.modules); print(heavy)"
+    told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert told.rstrip().endswith("set()")
+
+
+def test_missing_column(project):
+    replace(project / "stimuli" / "success.tsv", "\titem\t", "\tthing\t")
+    refused(neurollm("run", project / "pipelines" / "success.yaml"), 2, "success.tsv", "item")
+
+
+def test_unknown_level(project):
+    replace(project / "designs" / "success.yaml", "success - failure", "sucess - failure")
+    refused(neurollm("run", project / "pipelines" / "success.yaml", "-v", "0"), 2, "sucess", "success")
+
+
+def test_misspelt_key(project):
+    replace(project / "pipelines" / "success.yaml", "seed: 0", "sed: 0")
+    refused(neurollm("run", project / "pipelines" / "success.yaml"), 2, "success.yaml", "'sed'")
+
+
+def test_prompt_longer_than_the_context(project):
+    replace(project / "stimuli" / "success.tsv", "The young runner won the", "The " + "very " * 400 + "young runner won the")
+    result = neurollm("run", project / "pipelines" / "success.yaml", "-v", "0")
+    assert result.returncode == 2 and "Traceback" not in result.stderr
+
+
+def test_empty_stimulus_set(project):
+    (project / "stimuli" / "success.tsv").write_text("stimulus_id\ttext\titem\ttemplate\toutcome\n")
+    refused(neurollm("run", project / "pipelines" / "success.yaml"), 2, "success.tsv")
+
+
+def test_dictionary_of_another_site(project):
+    replace(project / "pipelines" / "success.yaml", "model: {name: demo}", "model: {name: demo, site: {layer: 1}}")
+    refused(neurollm("run", project / "pipelines" / "success.yaml"), 3, "resid_post.1")
+
+
+def test_no_such_pipeline(tmp_path):
+    refused(neurollm("run", tmp_path / "none.yaml"), 2, "none.yaml")
+
+
+def test_truncated_shard(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("The old man walked along the river and sat down by the mill. " * 40)
+    assert neurollm("harvest", text, "--layer", 3, "--out", tmp_path / "store", "-v", "0").returncode == 0
+    shard = tmp_path / "store" / "shard-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-100])
+    training = tmp_path / "train.yaml"
+    training.write_text("store: store\nout: sae\nn_features: 32\nk: 4\nn_tokens: 1000\n")
+    refused(neurollm("train", training, "-v", "0"), 3, "shard-00000.safetensors", "harvest")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_read_only_folder(project):
+    (project / "reports").chmod(0o500)
+    refused(neurollm("run", project / "pipelines" / "success.yaml", "-v", "0"), 3, "permission")
+
+
+def _tmpfs(folder: Path, options: str) -> bool:
+    folder.mkdir(exist_ok=True)
+    return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True).returncode == 0
+
+
+@pytest.fixture
+def small_disk(project):
+    """The study's folder on a file system of 300 kB."""
+    if not _tmpfs(project / "reports", "size=300k"):
+        pytest.skip("mounting a size-limited file system is not permitted here")
+    yield project
+    subprocess.run(["umount", project / "reports"], check=True)
+
+
+def test_full_disk_then_space(small_disk):
+    run = ("run", small_disk / "pipelines" / "success.yaml", "-v", "0")
+    refused(neurollm(*run), 3, "disk is full")
+    assert not [file for file in (small_disk / "reports").rglob("*") if file.name.endswith(".tmp")]
+    subprocess.run(["mount", "-o", "remount,size=200m", small_disk / "reports"], check=True)
+    assert neurollm(*run).returncode == 0
+
+
+@pytest.fixture
+def read_only_disk(project):
+    """The study's folder on a file system mounted read-only."""
+    if not _tmpfs(project / "reports", "ro"):
+        pytest.skip("mounting a file system is not permitted here")
+    yield project
+    subprocess.run(["umount", project / "reports"], check=True)
+
+
+def test_read_only_disk(read_only_disk):
+    refused(neurollm("run", read_only_disk / "pipelines" / "success.yaml", "-v", "0"), 3, "read-only")
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    probe = "import neurollm, sys; print(sorted({'torch', 'pandas', 'numpy'} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "[]"

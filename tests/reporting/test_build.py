@@ -1,0 +1,264 @@
+"""The report as a file: complete, self-contained, small, honest about missing parts, closed to hostile text."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.files import slug
+from neurollm.glm import ContrastResult
+from neurollm.reporting import build_report, verdicts
+
+
+class Page(HTMLParser):
+    """Start tags, headings and visible text of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.headings: list[int] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("td", "th", "dt", "dd", "p", "li"):
+            self.text += " "
+        if re.fullmatch("h[1-6]", tag):
+            self.headings.append(int(tag[1]))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def named(self, tag: str) -> list[dict]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def page(finished) -> Page:
+    return Page((finished / "report.html").read_text(encoding="utf-8"))
+
+
+def test_every_section_is_there(page):
+    text = " ".join(page.text.split())
+    for words in (
+        "tested features respond",
+        "No feature of",
+        "The token embeddings alone separate these conditions as well",
+        "2 stimuli share the same text.",
+        "168 stimuli built on 28 items varied the factor outcome",
+        "Stimuli per cell of outcome and wording.",
+        "word counts reach AUROC .89",
+        "signs are flipped item by item",
+        "Possible shufflings 268,435,456",
+        "Explained variance .872",
+        "neurollm run pipelines/success.yaml",
+        "stimuli: stimuli/success.tsv",
+        "1 min 35 s",
+        "9f9f9f",
+    ):
+        assert words in text, words
+
+
+def test_it_loads_nothing(finished, page):
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "action", "srcset", "data", "poster"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("#", "data:")), (tag, name, target)
+    html = (finished / "report.html").read_text(encoding="utf-8")
+    assert "http://" not in html and "https://" not in html
+    assert not re.search(r"url\((?!#)", html)
+
+
+def test_the_policy_allows_only_the_page_own_script(finished, page):
+    (policy,) = [meta["content"] for meta in page.named("meta") if meta.get("http-equiv") == "Content-Security-Policy"]
+    html = (finished / "report.html").read_text(encoding="utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", html, flags=re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none'") and "unsafe-eval" not in policy
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+
+
+def test_it_is_small(finished):
+    assert (finished / "report.html").stat().st_size < 2_000_000
+
+
+def test_it_stays_small_when_every_token_is_active(study):
+    contexts = json.loads((study / "contexts.json").read_text())
+    for features in contexts.values():
+        for entries in features.values():
+            for entry in entries:
+                entry["tokens"] = [[word, 1.0 + i % 9] for i, (word, _) in enumerate(entry["tokens"] * 3)]
+    (study / "contexts.json").write_text(json.dumps(contexts))
+    assert build_report(study).stat().st_size < 2_000_000
+
+
+def test_the_page_is_accessible(page):
+    levels = page.headings
+    assert levels[0] == 1 and levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in itertools.pairwise(levels))
+    assert all(svg.get("role") == "img" and svg.get("aria-label") for svg in page.named("svg"))
+    assert len(page.named("svg")) == 7
+    assert len(page.named("caption")) == len(page.named("table"))
+    assert all("scope" in th for th in page.named("th"))
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {a["href"][1:] for a in page.named("a")}
+    assert links <= set(ids)
+
+
+def test_it_is_complete_without_javascript(finished):
+    html = re.sub(r"<script.*?</script>", "", (finished / "report.html").read_text(encoding="utf-8"), flags=re.DOTALL)
+    page = Page(html)
+    assert len(page.named("tbody")) > 100
+    assert html.count('class="toggle"') == 100
+    assert "committee" in page.text
+
+
+def test_table_data_are_valid_json(finished):
+    html = (finished / "report.html").read_text(encoding="utf-8")
+    found = re.findall(r'<script type="application/json">(.*?)</script>', html, flags=re.DOTALL)
+    assert len(found) == 2
+    for text in found:
+        data = json.loads(text, parse_constant=lambda constant: pytest.fail(constant))
+        assert len(data["rows"]) == 50 and all(len(row) == len(data["columns"]) for row in data["rows"])
+        p = [row[data["columns"].index("p_fwer")] for row in data["rows"]]
+        assert p == sorted(p)
+
+
+def test_hostile_text_is_only_text(tmp_path, make_study, hostile):
+    level = "success" + hostile[:60]
+    folder = make_study(tmp_path / "study", hostile=hostile, levels=("success", "failure"), n_perm=200,
+                        contrasts={"c " + hostile: "success - failure"}, name="study")  # fmt: skip
+    _rename_level(folder, level)
+    html = build_report(folder).read_text(encoding="utf-8")
+    page = Page(html)
+    assert len(page.named("script")) == 2
+    assert not page.named("img") and not page.named("iframe")
+    assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
+    assert not any("javascript:" in (a.get("href") or "") for _, a in page.tags)
+    assert "{{7*7}}" in page.text and " 49 " not in page.text
+    assert page.text.count("<script>window.hacked=1</script>") > 100
+    for svg in re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL):
+        assert not re.search(r"<(script|style|a|foreignObject|metadata)\b", svg)
+
+
+def _rename_level(folder, name):
+    """Give a level a name that the contrast syntax would not take, as a foreign tool might."""
+    design = json.loads((folder / "design.json").read_text())
+    design["levels"][0] = name
+    design["matrix"]["columns"][0] = name
+    for cell in design["cells"]:
+        cell["level"] = cell["level"].replace("success", name)
+    (folder / "design.json").write_text(json.dumps(design))
+    for path in (folder / "glm").glob("*.json"):
+        saved = json.loads(path.read_text())
+        saved["levels"] = [level.replace("success", name) for level in saved["levels"]]
+        path.write_text(json.dumps(saved))
+
+
+def test_control_characters_and_lone_surrogates_can_be_written(study):
+    manifest = json.loads((study / "manifest.json").read_text())
+    manifest["name"] = "a\x00b\u202ec\ud800d"
+    (study / "manifest.json").write_text(json.dumps(manifest))
+    assert "a�b�c�d" in build_report(study).read_text(encoding="utf-8")
+
+
+def test_nothing_significant_is_said_beside_the_table(study):
+    text = " ".join(Page((study / "report.html").read_text(encoding="utf-8")).text.split())
+    assert "No feature is significant. The table shows the 50 with the largest statistic" in text
+
+
+def test_optional_parts_may_be_missing(study):
+    for name in ("audit.json", "contexts.json", "controls.json", "dictionary.json", "config.yaml"):
+        (study / name).unlink()
+    (study / "manifest.json").write_text("{}")
+    design = json.loads((study / "design.json").read_text())
+    (study / "design.json").write_text(json.dumps({"contrasts": design["contrasts"]}))
+    text = Page(build_report(study).read_text(encoding="utf-8")).text
+    for words in ("No stimulus audit was saved", "No contexts were saved for this contrast", "No control was run",
+                  "design matrix was not recorded", study.name):  # fmt: skip
+        assert words in text
+
+
+def test_a_study_without_contrasts(study):
+    (study / "design.json").write_text("{}")
+    assert "defines no contrast" in build_report(study).read_text(encoding="utf-8")
+
+
+def test_no_testable_feature(tmp_path, make_study):
+    folder = make_study(tmp_path / "s", n_items=4, n_perm=50, contrasts={"a": "success - failure"})
+    (saved,) = list((folder / "glm").glob("*.json"))
+
+    result = ContrastResult.load(saved)
+
+    nothing = np.full(len(result.feature), np.nan)
+    empty = dataclasses.replace(result, stat=nothing, p_value=nothing, p_fwer=nothing, effect_size=nothing,
+                                valid=np.zeros(len(nothing), bool), null_max=np.full(16, np.nan))  # fmt: skip
+    empty.save(folder / "glm")
+    text = Page(build_report(folder).read_text(encoding="utf-8")).text
+    assert "No feature could be tested" in text
+
+
+def test_top_limits_the_rows(study):
+    html = build_report(study, top=3).read_text(encoding="utf-8")
+    assert html.count('class="toggle"') == 6
+    with pytest.raises(InvalidInput, match="at least one feature"):
+        build_report(study, top=0)
+
+
+def test_building_again_gives_the_same_file(study):
+    first = (study / "report.html").read_bytes()
+    assert build_report(study).read_bytes() == first
+
+
+def test_errors_name_the_file(study, tmp_path):
+    with pytest.raises(InvalidInput, match="no study folder"):
+        build_report(tmp_path / "nowhere")
+    (study / "audit.json").write_text("[1,")
+    with pytest.raises(DataMismatch, match=r"audit\.json is not readable as JSON"):
+        build_report(study)
+    (study / "audit.json").write_text("{}")
+    with pytest.raises(DataMismatch, match="should hold a list"):
+        build_report(study)
+    (study / "audit.json").unlink()
+    (study / "config.yaml").write_text("a: [")
+    with pytest.raises(DataMismatch, match=r"config\.yaml is not readable as YAML"):
+        build_report(study)
+    (study / "config.yaml").unlink()
+    (study / "glm" / f"{slug('success - failure')}.json").unlink()
+    with pytest.raises(DataMismatch, match="'success - failure'"):
+        build_report(study)
+    (study / "manifest.json").unlink()
+    with pytest.raises(InvalidInput, match=r"manifest\.json is missing"):
+        build_report(study)
+
+
+def test_verdicts_for_the_terminal(study):
+    first, second = verdicts(study)
+    assert first.startswith("success - failure: ") and "as well: AUROC .89" in first
+    assert second.startswith("neutral - failure: No feature of")
+
+
+def test_run_times_are_optional(study):
+    manifest = json.loads((study / "manifest.json").read_text())
+    del manifest["seconds"], manifest["started"], manifest["finished"]
+    (study / "manifest.json").write_text(json.dumps(manifest))
+    text = Page(build_report(study).read_text(encoding="utf-8")).text
+    assert "log.json" in text and "Started" not in text
+
+
+def test_too_few_shufflings_are_a_warning(tmp_path, make_study):
+    folder = make_study(tmp_path / "s", n_items=4, n_perm=500, contrasts={"a": "success - failure"})
+    text = Page(build_report(folder).read_text(encoding="utf-8")).text
+    assert "all 16 possible sign-flips by item" in text and "nothing could have been significant" in text
