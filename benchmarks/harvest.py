@@ -27,17 +27,17 @@ from neurollm.activations.contexts import Contexts
 from neurollm.models import LanguageModel, Site, load_model, plan_batches, run_site
 from neurollm.models.forward import pad
 
-WORDS = """a and the of to in was he she it that his her with for on at by had not but from they said one all there
-when which were up out so would into no what then could them some man time now little about if over who see came down
-before old two house day good long after night water hand door king sea light morning road tree voice child stone
-never again away began thought nothing world heart white dark walked opened carried answered listened remembered""".split()
+WORDS = """a and the of to in was he she it that his her with for on at by had not but from they said one all
+there when which were up out so would into no what then could them some man time now little about if over who see
+came down before old two house day good long after night water hand door king sea light morning road tree voice child
+stone never again away began thought nothing world heart white dark walked opened carried answered listened remembered"""
 
 
 def generated_documents(n: int, seed: int = 0) -> list[tuple[str, str]]:
     """Texts of very different lengths made of common words."""
     rng = np.random.default_rng(seed)
     lengths = np.exp(rng.normal(5.3, 0.9, n)).astype(int) + 5
-    return [(f"document {i}", " ".join(rng.choice(WORDS, length)) + ".") for i, length in enumerate(lengths)]
+    return [(f"document {i}", " ".join(rng.choice(WORDS.split(), length)) + ".") for i, length in enumerate(lengths)]
 
 
 def read_documents(path: Path, n: int, characters: int = 1200) -> list[tuple[str, str]]:

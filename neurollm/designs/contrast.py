@@ -165,8 +165,10 @@ def _from_text(text: str, levels: tuple[str, ...]) -> np.ndarray:
 def _substitute(text: str, levels: tuple[str, ...], names: list[str]) -> str:
     """Replace quoted and bare level names by `names`; refuse any other word."""
     replacement = dict(zip(levels, names, strict=True))
-    bare = sorted((level for level in levels if not re.fullmatch(r"[\d.eE+\-]*", level)), key=len, reverse=True)
-    known = "|".join(re.escape(level) for level in bare)
+    # Names that look like a number or begin with a sign or bracket could be misread: in quotes only.
+    number = re.compile(r"[\d.]+(?:[eE][+-]?\d+)?")
+    bare = [level for level in levels if re.match(r"\w", level) and not number.fullmatch(level)]
+    known = "|".join(re.escape(level) for level in sorted(bare, key=len, reverse=True))
     pattern = re.compile(
         r"`(?P<tick>[^`]*)`|'(?P<single>[^']*)'|\"(?P<double>[^\"]*)\""
         + (rf"|(?<!\w)(?P<bare>{known})(?!\w)" if bare else "")

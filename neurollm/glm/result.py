@@ -149,16 +149,27 @@ class ContrastResult:
             f"({self.alternative}, {self.n_perm:,} {how} shufflings of {self.n_items} items){rest}."
         )
 
+    def strongest(self, n: int) -> np.ndarray:
+        """Positions of the `n` most significant tested features, in the direction of the alternative.
+
+        Returns
+        -------
+        ndarray of int
+            Smallest corrected p first, then the largest statistic; fewer than `n` if fewer were tested.
+        """
+        size = {"two-sided": np.abs(self.stat), "greater": self.stat, "less": -self.stat}[self.alternative]
+        tested = np.flatnonzero(self.valid)
+        return tested[np.lexsort((self.feature[tested], -size[tested], self.p_fwer[tested]))[:n]]
+
     def to_frame(self, sort: bool = True) -> pd.DataFrame:
-        """One row per feature; sorted by corrected p and size of the statistic unless `sort` is False."""
+        """One row per feature: the strongest first and the untested last, or in the order of the data."""
         import pandas as pd
 
         frame = pd.DataFrame({name: getattr(self, name) for name in FEATURE_COLUMNS})
         if not sort:
             return frame
-        keys = pd.DataFrame({"p": frame["p_fwer"], "size": -frame["stat"].abs()})
-        order = keys.sort_values(["p", "size"], kind="stable", na_position="last").index
-        return frame.loc[order].reset_index(drop=True)
+        order = np.concatenate([self.strongest(self.n_features), np.flatnonzero(~self.valid)])
+        return frame.iloc[order].reset_index(drop=True)
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write ``<slug>.parquet`` (features), ``.npz`` (null) and ``.json`` (all else); return the JSON's path."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from neurollm import datasets
 from neurollm.files import sha256_json
 from neurollm.pipelines.project import Project
@@ -13,7 +11,6 @@ from neurollm.pipelines.schema import Pipeline
 
 if TYPE_CHECKING:
     from neurollm.activations import Corpus
-    from neurollm.glm import ContrastResult
     from neurollm.pipelines.study import Study
 
 RESTING_STATE = "resting_state"
@@ -49,17 +46,11 @@ def collect_contexts(study: Study) -> dict[str, dict[str, list[dict[str, Any]]]]
     )
     return {
         name: {
-            str(feature): [_record(context) for context in index.top_contexts(feature, part.top)]
-            for feature in reported_features(result, study.pipeline.report.top)
+            str(feature): [_record(context) for context in index.top_contexts(int(feature), part.top)]
+            for feature in result.feature[result.strongest(study.pipeline.report.top)]
         }
         for name, result in study.results.items()
     }
-
-
-def reported_features(result: ContrastResult, top: int) -> list[int]:
-    """The features of the report's table: smallest p first, larger \\|t\\| before smaller."""
-    order = np.lexsort((-np.abs(np.nan_to_num(result.stat)), np.where(result.valid, result.p_fwer, 2.0)))
-    return [int(feature) for feature in result.feature[order][:top]]
 
 
 def _record(context: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from neurollm.errors import InvalidInput
 from neurollm.files import write_text
 from neurollm.reporting import formatting
 from neurollm.reporting.contexts import MAX_CONTEXTS, shown_contexts, window_for
-from neurollm.reporting.features import feature_row, table_data, top_features
+from neurollm.reporting.features import feature_row, table_data
 from neurollm.reporting.methods import REFERENCES, dictionary_facts, methods_paragraph
 from neurollm.reporting.sentences import control_verdict, method_phrase, representation_name, tally, verdict
 from neurollm.reporting.study import Study, read_study
@@ -61,7 +61,7 @@ def verdicts(study_folder: str | os.PathLike) -> list[str]:
 def render(study: Study, top: int) -> str:
     """The report as HTML text."""
     style, script = _asset("report.css"), _asset("report.js")
-    chosen = {name: top_features(result, top) for name, result in study.results.items()}
+    chosen = {name: result.strongest(top) for name, result in study.results.items()}
     window = _window(study, chosen)
     contrasts = [
         _contrast(study, number, name, chosen[name], window)

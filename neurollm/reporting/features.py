@@ -46,15 +46,6 @@ class FeatureRow:
         return self.values[name]
 
 
-def top_features(result: ContrastResult, top: int) -> np.ndarray:
-    """Indices of the `top` tested features: smallest p_FWER first, then the largest statistic."""
-    stat, p = np.asarray(result.stat, float), np.asarray(result.p_fwer, float)
-    strength = {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[result.alternative]
-    tested = np.flatnonzero(np.asarray(result.valid, bool) & np.isfinite(p) & np.isfinite(stat))
-    order = np.lexsort((np.asarray(result.feature)[tested], -strength[tested], p[tested]))
-    return tested[order[:top]]
-
-
 def feature_row(result: ContrastResult, index: int, alpha: float, contexts: list[Context]) -> FeatureRow:
     """The row of the feature at `index` (its place in the result's arrays)."""
     values = {name: _plain(getattr(result, name), index) for name in COLUMNS}

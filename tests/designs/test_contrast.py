@@ -1,0 +1,78 @@
+"""Contrast texts: what they mean, and how each mistake is answered."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from neurollm.designs import Contrast
+from neurollm.errors import InvalidInput
+
+
+@pytest.mark.parametrize(
+    ("text", "levels", "weights"),
+    [
+        ("success - failure", ["failure", "success"], (-1, 1)),
+        ("a - 0.5*b - .5*c", "abc", (1, -0.5, -0.5)),
+        ("a - (b + c)/2", "abc", (1, -0.5, -0.5)),
+        ("2*a - b - c", "abc", (2, -1, -1)),
+        ("a = b", "abc", (1, -1, 0)),
+        ("very bad - bad", ["bad", "very bad"], (-1, 1)),
+        ("non-word - word", ["word", "non-word"], (-1, 1)),
+        ("don't - do", ["do", "don't"], (-1, 1)),
+        ("not-A (x) - 3rd", ["not-A (x)", "3rd"], (1, -1)),
+        ("`1` - '2'", ["1", "2"], (1, -1)),
+        ("e - 2nd", ["e", "2nd"], (1, -1)),
+        ("b +a - 2*`+a`", ["a", "b", "+a"], (1, 1, -2)),
+        ("très_bon - 不好", ["très_bon", "不好"], (1, -1)),
+        ({"b": 1, "a": -1}, "abc", (-1, 1, 0)),
+        ([1, 0, -1], "abc", (1, 0, -1)),
+        (np.array([1, -1]), [True, False], (1, -1)),
+    ],
+)
+def test_weights(text, levels, weights):
+    contrast = Contrast.parse(text, list(levels))
+    assert contrast.weights == pytest.approx(weights)
+    again = Contrast.parse(contrast.expression, list(levels), "again")
+    assert again.weights == pytest.approx(weights) and again.name == "again"
+    assert Contrast.parse(contrast, list(levels)) == Contrast.parse(contrast.expression, levels) or contrast.name
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("sucess - b", "unknown level 'sucess'; did you mean 'success'?"),
+        ("x - b", "The levels are 'success', 'b', 'c'"),
+        ({"sucess": 1, "b": -1}, "did you mean 'success'?"),
+        ("success", "sum to zero"),
+        ("success - 0.5*b", "sum to zero"),
+        ("b - b", "nothing is compared"),
+        ("success - b, b - c", "found 2"),
+        ("1 - 2", "multiplies no level"),
+        ("b +* c", "not a linear combination"),
+        ("b * c", "not a linear combination"),
+        ("", "not a linear combination"),
+        ("__import__('os')", "unknown level"),
+        ([1, -1], "one weight for each of the 3 levels"),
+        ([1, np.nan, -1], "finite"),
+        (["a", "b", "c"], "must be numbers"),
+        (3, "one weight for each"),
+    ],
+)
+def test_mistakes_are_answered(spec, words):
+    with pytest.raises(InvalidInput, match="contrast") as caught:
+        Contrast.parse(spec, ["success", "b", "c"])
+    assert words in str(caught.value)
+
+
+LEVEL = st.text(st.characters(categories=("L", "N", "P", "S", "Zs"), exclude_characters="`"), min_size=1, max_size=8)
+
+
+@given(st.lists(LEVEL.map(str.strip).filter(bool), min_size=2, max_size=5, unique=True), st.data())
+def test_any_level_name_works_in_backticks(levels, data):
+    a, b = data.draw(st.permutations(levels))[:2]
+    contrast = Contrast.parse(f"`{a}` - `{b}`", levels)
+    expected = [float(level == a) - float(level == b) for level in levels]
+    assert list(contrast.weights) == expected
+    from_weights = Contrast.parse(expected, levels)
+    assert Contrast.parse(from_weights.expression, levels).weights == contrast.weights
