@@ -141,6 +141,8 @@ class ShardFolder:
                 )
         else:
             self._compare()
+            if self.manifest["complete"]:
+                (self.path / TOKENS).unlink(missing_ok=True)  # killed between the last manifest and this
         for partial in self.path.glob(".*.tmp"):
             if re.fullmatch(_PARTIAL, partial.name):
                 partial.unlink(missing_ok=True)  # of a run that was killed: no other run holds the lock

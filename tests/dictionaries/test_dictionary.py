@@ -1,0 +1,156 @@
+"""The interface: encode, decode, sparse, folding, refusals, controls."""
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from neurollm.dictionaries import RandomDirections, RawUnits, TopKSAE
+from neurollm.dictionaries.kernels import Transposed, sampled_dot, sparse_decode, topk_of_relu
+from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.models import Site
+
+
+def brute_force(sae, x):
+    """Features by the definition, one token and one feature at a time, in float64."""
+    w = {name: weight.double().numpy() for name, weight in sae.weights.items()}
+    features = np.zeros((len(x), sae.n_features))
+    for row, token in enumerate(np.asarray(x, dtype=float)):
+        pre = (token - w["b_dec"]) @ w["W_enc"] + w["b_enc"]
+        for feature in sorted(range(sae.n_features), key=lambda f: (-pre[f], f))[: sae.k]:
+            features[row, feature] = max(pre[feature], 0)
+    return features, features @ w["W_dec"] + w["b_dec"]
+
+
+def test_encode_and_decode_follow_the_definition(random_sae):
+    sae, x = random_sae(), torch.randn(50, 6)
+    features, decoded = brute_force(sae, x)
+    np.testing.assert_allclose(sae.encode(x), features, atol=1e-5)
+    np.testing.assert_allclose(sae.decode(sae.encode(x)), decoded, atol=1e-4)
+    np.testing.assert_allclose(sae.reconstruct(x), decoded, atol=1e-4)
+
+
+def test_at_most_k_are_active_and_zero_never_counts(random_sae):
+    sae = random_sae(k=10)
+    sae.b_enc -= 3  # few positive pre-activations
+    features = sae.encode(torch.randn(200, 6))
+    counts = (features > 0).sum(1)
+    assert counts.max() <= 10 and counts.min() < 10
+    assert sae.encode_sparse(torch.randn(200, 6)).data.min() > 0
+
+
+@given(st.integers(1, 12), st.integers(0, 10_000))
+@settings(max_examples=60, deadline=None)
+def test_of_equal_entries_the_lower_column_wins(k, seed):
+    pre = torch.from_numpy(np.random.default_rng(seed).integers(-2, 4, (5, 12)).astype(np.float32))
+    values, indices = topk_of_relu(pre, k)
+    for row in range(5):
+        expected = sorted(range(12), key=lambda f: (-float(pre[row, f]), f))[:k]
+        active = {int(i) for v, i in zip(values[row], indices[row], strict=True) if v > 0}
+        assert active == {f for f in expected if pre[row, f] > 0}
+        assert (values[row] >= 0).all()
+
+
+@pytest.mark.parametrize("kind", ["topk", "raw", "random", "random_k"])
+def test_sparse_equals_dense_for_both_kinds_of_input(random_sae, kind, monkeypatch):
+    dictionary = {
+        "topk": random_sae(), "raw": RawUnits(Site(1), 6), "random": RandomDirections(Site(1), 6, 20),
+        "random_k": RandomDirections(Site(1), 6, 20, k=3),
+    }[kind]
+    monkeypatch.setattr("neurollm.dictionaries.base.MAX_DENSE_VALUES", 1)  # pieces of 64 rows
+    x = np.random.default_rng(0).standard_normal((150, 6)).astype(np.float32)
+    dense, sparse = dictionary.encode(x), dictionary.encode_sparse(x)
+    assert isinstance(dense, np.ndarray) and isinstance(dictionary.encode(torch.from_numpy(x)), torch.Tensor)
+    assert sp.isspmatrix_csr(sparse) and sparse.dtype == np.float32 and sparse.has_sorted_indices
+    np.testing.assert_array_equal(sparse.toarray(), dense)
+    np.testing.assert_allclose(dictionary.decode(sparse), dictionary.decode(dense), atol=1e-5)
+    assert dictionary.encode_sparse(x[:0]).shape == (0, dictionary.n_features)
+    assert dictionary.encode(x[:0]).shape == (0, dictionary.n_features)
+
+
+def test_folding_changes_neither_features_nor_reconstructions(random_sae):
+    plain = random_sae()
+    sae = TopKSAE(Site(1), 3, plain.weights, mean=torch.randn(6) * 5, scale=0.07)
+    x = torch.randn(100, 6) * 14 + sae.mean
+    folded = sae.fold()
+    assert folded.scale == 1 and not folded.mean.any()
+    torch.testing.assert_close(folded.encode(x), sae.encode(x), rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(folded.decode(folded.encode(x)), sae.decode(sae.encode(x)), rtol=1e-4, atol=1e-3)
+    assert folded.fingerprint == sae.fingerprint != plain.fingerprint
+
+
+def test_raw_units_are_the_identity():
+    x = torch.randn(7, 5)
+    units = RawUnits(Site(0), 5)
+    assert torch.equal(units.encode(x), x) and torch.equal(units.decode(x), x)
+
+
+def test_random_directions_reconstruct_something_and_match_a_dictionary(random_sae):
+    sae = random_sae(d=6, n_features=40, k=4)
+    control = RandomDirections.matching(sae, random_state=3)
+    x = torch.randn(300, 6) + sae.b_dec
+    assert control.n_features == 40 and control.encode_sparse(x).getnnz(1).max() <= 4
+    error = (control.decode(control.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum()
+    assert error < 0.8
+    assert not torch.equal(control.directions, RandomDirections.matching(sae, 4).directions)
+    torch.testing.assert_close(control.directions.norm(dim=1), torch.ones(40))
+
+
+@pytest.mark.parametrize("bad", [np.zeros((3, 5)), np.zeros(6), torch.zeros(2, 3, 6)])
+def test_wrong_shapes_are_refused(random_sae, bad):
+    with pytest.raises(InvalidInput, match=r"expected shape \(n, 6\)"):
+        random_sae().encode(bad)
+
+
+def test_nan_is_refused_naming_the_row(random_sae):
+    x = torch.zeros(5, 6)
+    x[3, 2] = float("nan")
+    with pytest.raises(InvalidInput, match="row 3"):
+        random_sae().encode(x)
+
+
+def test_k_and_weight_shapes_are_checked(random_sae):
+    with pytest.raises(InvalidInput, match="k: expected 1 to 20"):
+        random_sae(k=21)
+    weights = random_sae().weights | {"b_enc": torch.zeros(3)}
+    with pytest.raises(InvalidInput, match="b_enc has shape"):
+        TopKSAE(Site(1), 3, weights)
+
+
+def test_check_refuses_what_it_was_not_made_for(random_sae, tiny_lm):
+    random_sae(model_name="tiny", model_fingerprint=tiny_lm.fingerprint).check(tiny_lm, Site(1))
+    random_sae().check(tiny_lm)  # nothing known about the model
+    with pytest.raises(DataMismatch, match=r"was trained on model 'other' .fingerprint bbbb.* this is model 'tiny'"):
+        random_sae(model_name="other", model_fingerprint="b" * 64).check(tiny_lm)
+    with pytest.raises(DataMismatch, match=r"made at resid_post.1; it cannot read activations of resid_post.2"):
+        random_sae().check(tiny_lm, Site(2))
+    with pytest.raises(DataMismatch, match="width 5"):
+        random_sae(d=5).check(tiny_lm)
+    with pytest.raises(DataMismatch, match="only 3 blocks"):
+        RawUnits(Site(3), 6).check(tiny_lm)
+
+
+def test_kernels_equal_dense_products():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.rand(40, 5, generator=generator)
+    indices = torch.stack([torch.randperm(30, generator=generator)[:5] for _ in range(40)])
+    weight, x = torch.randn(30, 7, generator=generator), torch.randn(40, 7, generator=generator)
+    dense = torch.zeros(40, 30).scatter_(1, indices, values)
+    transposed = Transposed(indices, 30)
+    torch.testing.assert_close(sparse_decode(values, indices, weight), dense @ weight)
+    torch.testing.assert_close(sampled_dot(x, weight, indices), (x @ weight.T).gather(1, indices))
+    for sparse in (True, False):
+        transposed.sparse = sparse
+        torch.testing.assert_close(transposed.dot(values, x), dense.T @ x)
+        torch.testing.assert_close(transposed.sum(values), dense.sum(0))
+
+
+def test_describe_is_plain_data(random_sae):
+    import json
+
+    record = random_sae(model_name="tiny").describe()
+    assert json.loads(json.dumps(record)) == record
+    assert record["k"] == 3 and record["site"] == {"layer": 1, "stream": "resid_post"}
+    assert len(record["fingerprint"]) == 64
