@@ -78,7 +78,8 @@ def synthetic(n: int, d: int, n_planted: int, seed: int) -> torch.Tensor:
     directions = functional.normalize(torch.randn(n_planted, d, generator=generator), dim=1)
     generator.manual_seed(seed)
     chance = 1.0 / torch.arange(1, n_planted + 1).float() ** 0.7
-    indices = torch.cat([torch.multinomial(chance.expand(5000, -1), 20, generator=generator) for _ in range(0, n, 5000)])
+    draws = [torch.multinomial(chance.expand(5000, -1), 20, generator=generator) for _ in range(0, n, 5000)]
+    indices = torch.cat(draws)
     values = 1 + 2 * torch.rand(indices.shape, generator=generator)
     clean = functional.embedding_bag(indices, directions, per_sample_weights=values, mode="sum")
     return (clean + 0.05 * torch.randn(clean.shape, generator=generator))[:n]
@@ -132,7 +133,8 @@ def main() -> None:
             seen += len(batch)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         ev = evaluate_dictionary(TopKSAE(Site(0), args.k, trainer.weights()), held_out).ev
-        print(f"{name:18s} {seen / wall:9,.0f} tokens/s  {seen / cpu:9,.0f} tokens per CPU second  EV {ev:.4f}", flush=True)
+        speed = f"{seen / wall:9,.0f} tokens/s  {seen / cpu:9,.0f} tokens per CPU second"
+        print(f"{name:18s} {speed}  EV {ev:.4f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -142,16 +142,12 @@ def harvest(
 
     site = Site(layer, stream)
     documents = Corpus.read(corpus)
-    store = harvest_corpus(
-        load_model(model), documents, site, out, tokens_per_shard=tokens_per_shard, verbose=verbose
-    )
+    store = harvest_corpus(load_model(model), documents, site, out, tokens_per_shard=tokens_per_shard, verbose=verbose)
     typer.echo(f"{store.n_rows:,} rows of {store.d} values at {store.site}: {_short(out)}")
 
 
 @app.command()
-def train(
-    file: Annotated[Path, typer.Argument(help="Training file (YAML).")], verbose: Verbosity = 1
-) -> None:
+def train(file: Annotated[Path, typer.Argument(help="Training file (YAML).")], verbose: Verbosity = 1) -> None:
     """Train a dictionary from an activation store; resumes."""
     from neurollm.activations import ActivationStore
     from neurollm.dictionaries import train_dictionary

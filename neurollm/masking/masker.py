@@ -163,7 +163,12 @@ class FeatureMasker:
             yield hidden[rows, np.concatenate([positions[index] for index in indices])], np.repeat(indices, sizes)
 
     def _assemble(
-        self, stimuli: StimulusSet, table: Any, positions: list[np.ndarray], codes: sparse.csr_matrix, owners: np.ndarray
+        self,
+        stimuli: StimulusSet,
+        table: Any,
+        positions: list[np.ndarray],
+        codes: sparse.csr_matrix,
+        owners: np.ndarray,
     ) -> AnnData:
         import pandas as pd
         from anndata import AnnData

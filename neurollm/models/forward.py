@@ -59,9 +59,7 @@ def run_site(
 
 
 @contextmanager
-def intervene(
-    lm: LanguageModel, site: Site, edit: Callable[[torch.Tensor], torch.Tensor]
-) -> Iterator[Counter]:
+def intervene(lm: LanguageModel, site: Site, edit: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[Counter]:
     """Replace the activations at a site while the block runs.
 
     Parameters
@@ -152,9 +150,7 @@ def probe_site(lm: LanguageModel, site: Site, text: str = "The cat sat on the ma
     mask = None if lm.is_causal else torch.ones_like(ids)
     seen: list[torch.Tensor] = []
     with _hook(lm, site, lambda hidden: seen.append(hidden.clone())), torch.no_grad():
-        output = lm.model.base_model(
-            input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True
-        )
+        output = lm.model.base_model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
     pairs = {"the full forward pass": seen[0]}
     if site.stream == "resid_post" and site.layer + 1 < lm.n_layers:
         pairs["hidden_states"] = output.hidden_states[site.layer + 1]

@@ -261,7 +261,8 @@ def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     capabilities = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
     fast_bf16 = device.type == "cpu" and (
-        torch.cpu._is_amx_tile_supported() or (capabilities.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported())
+        torch.cpu._is_amx_tile_supported()
+        or (capabilities.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported())
     )
     return torch.bfloat16 if fast_bf16 else torch.float32
 
@@ -274,7 +275,9 @@ def _find_blocks(backbone: nn.Module, n_layers: int, name: str) -> nn.ModuleList
         if isinstance(module, nn.ModuleList) and len(module) == n_layers
     ]
     if not lists:
-        raise InvalidInput(f"model {name!r}: no list of {n_layers} blocks found; it is not a transformer neurollm can read")
+        raise InvalidInput(
+            f"model {name!r}: no list of {n_layers} blocks found; it is not a transformer neurollm can read"
+        )
     return min(lists, key=lambda entry: entry[:2])[2]
 
 

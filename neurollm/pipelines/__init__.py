@@ -6,4 +6,13 @@ from neurollm.pipelines.project import Project, new_project
 from neurollm.pipelines.runner import run_pipeline
 from neurollm.pipelines.schema import Pipeline, TrainingFile, read_pipeline
 
-__all__ = ["Pipeline", "Project", "TrainingFile", "check_pipeline", "list_studies", "new_project", "read_pipeline", "run_pipeline"]
+__all__ = [
+    "Pipeline",
+    "Project",
+    "TrainingFile",
+    "check_pipeline",
+    "list_studies",
+    "new_project",
+    "read_pipeline",
+    "run_pipeline",
+]

@@ -49,7 +49,9 @@ def check_pipeline(path: str | os.PathLike) -> str:
     ]
     for name, expression in study.contrasts.items():
         contrast = Contrast.parse(expression, study.design.levels(obs), name)
-        weights = ", ".join(f"{level} {weight:+g}" for level, weight in zip(contrast.levels, contrast.weights, strict=True))
+        weights = ", ".join(
+            f"{level} {weight:+g}" for level, weight in zip(contrast.levels, contrast.weights, strict=True)
+        )
         lines.append(f"contrast {name}: {contrast.expression} (weights: {weights})")
     lines += [_sensitivity(study, exchange.kind, exchange.n_units), "", str(study.stimuli.audit())]
     return "\n".join(lines)

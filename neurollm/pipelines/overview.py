@@ -31,7 +31,9 @@ def list_studies(folder: str | os.PathLike = ".") -> str:
     root = Path(folder)
     files = sorted((root / "pipelines").glob("*.yaml"))
     if not files:
-        raise InvalidInput(f"{root / 'pipelines'}: no pipeline file there; `neurollm new NAME` makes a project with examples")
+        raise InvalidInput(
+            f"{root / 'pipelines'}: no pipeline file there; `neurollm new NAME` makes a project with examples"
+        )
     return "\n".join(_entry(file, root) for file in files)
 
 

@@ -46,10 +46,19 @@ def test_every_command_explains_itself():
         assert neurollm(command, "--help").returncode == 0
 
 
+HELP = """
+import sys
+from neurollm.cli import main
+sys.argv = ["neurollm", "--help"]
+try:
+    main()
+except SystemExit:
+    print({"torch", "transformers", "pandas", "sklearn", "matplotlib", "anndata", "scipy"} & set(sys.modules))
+"""
+
+
 def test_help_imports_nothing_heavy():
-    probe = "import sys; sys.argv = ['neurollm', '--help']\ntry:\n    from neurollm.cli import main; main()\nexcept SystemExit:\n    pass\n"
-    probe += "heavy = {'torch', 'transformers', 'pandas', 'sklearn', 'matplotlib', 'anndata', 'scipy'} & set(sys.modules); print(heavy)"
-    told = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
+    told = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, check=True).stdout
     assert told.rstrip().endswith("set()")
 
 
@@ -69,7 +78,9 @@ def test_misspelt_key(project):
 
 
 def test_prompt_longer_than_the_context(project):
-    replace(project / "stimuli" / "success.tsv", "The young runner won the", "The " + "very " * 400 + "young runner won the")
+    replace(
+        project / "stimuli" / "success.tsv", "The young runner won the", "The " + "very " * 400 + "young runner won the"
+    )
     result = neurollm("run", project / "pipelines" / "success.yaml", "-v", "0")
     assert result.returncode == 2 and "Traceback" not in result.stderr
 

@@ -161,7 +161,7 @@ def test_training_options_are_checked_and_round_trip():
     with pytest.raises(InvalidInput, match="precision 'int8'"):
         TopKTraining(precision="int8")
     resolved = TopKTraining().resolve(256, 16_384, 1_000_000)
-    assert resolved.learning_rate == pytest.approx(5e-4) and resolved.auxk == 128
+    assert resolved.learning_rate == pytest.approx(1e-3) and resolved.auxk == 128
     assert resolved.dead_after_tokens == 100_000
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy import sparse
 
+from neurollm.dictionaries import RawUnits
 from neurollm.errors import InvalidInput
 from neurollm.masking import FeatureMasker, Window, provenance
 from neurollm.masking.windows import pool_rows
@@ -30,10 +31,8 @@ def stimuli(tmp_path) -> StimulusSet:
     return StimulusSet.read_tsv(file)
 
 
-def _raw(lm, site=Site(2)):
-    from neurollm.dictionaries import RawUnits
-
-    return RawUnits(site, lm.d_model)
+def _raw(lm):
+    return RawUnits(Site(2), lm.d_model)
 
 
 def _expected(lm, text, window, how, target=None):
@@ -46,9 +45,9 @@ def _expected(lm, text, window, how, target=None):
 @pytest.mark.parametrize("how", ["mean", "max", "sum", "last"])
 @pytest.mark.parametrize("window", ["content", "last", "target", "left:2", "centre:3", "all"])
 def test_trials_equal_a_plain_loop(demo_lm, stimuli, window, how):
-    trials = FeatureMasker(demo_lm, _raw(demo_lm), tokens=window, pool=how, tokens_per_batch=16, verbose=0).fit_transform(
-        stimuli
-    )
+    trials = FeatureMasker(
+        demo_lm, _raw(demo_lm), tokens=window, pool=how, tokens_per_batch=16, verbose=0
+    ).fit_transform(stimuli)
     assert list(trials.obs_names) == ["a", "b", "c", "d"]
     for row, (text, target) in enumerate(zip(trials.obs["text"], trials.obs["target"], strict=True)):
         span = tuple(int(part) for part in target.split(":"))

@@ -63,7 +63,10 @@ def test_controls_stand_beside_the_result(finished):
     _, run = finished
     rows = json.loads((run.folder / "controls.json").read_text())["success_vs_failure"]
     assert [row["representation"] for row in rows] == [
-        "features", "token_embeddings", "random_network", "random_directions",
+        "features",
+        "token_embeddings",
+        "random_network",
+        "random_directions",
     ]
     assert all(0 <= row["ci_low"] <= row["auroc"] <= row["ci_high"] <= 1 for row in rows)
 

@@ -6,9 +6,21 @@ from pathlib import Path
 
 import yaml
 
-
 WORDS = ["won", "found", "saved", "built", "reached", "passed"], ["lost", "missed", "ruined", "broke", "left", "failed"]
-NOUNS = ["runner", "miller", "captain", "painter", "widow", "clerk", "sailor", "baker", "doctor", "farmer", "teacher", "hunter"]
+NOUNS = [
+    "runner",
+    "miller",
+    "captain",
+    "painter",
+    "widow",
+    "clerk",
+    "sailor",
+    "baker",
+    "doctor",
+    "farmer",
+    "teacher",
+    "hunter",
+]
 
 
 def stimulus_lines() -> list[str]:
