@@ -47,7 +47,13 @@ class Dictionary(ABC):
     architecture: ClassVar[str]
 
     def __init__(
-        self, site: Site, d_in: int, n_features: int, *, model_name: str = "", model_fingerprint: str = "",
+        self,
+        site: Site,
+        d_in: int,
+        n_features: int,
+        *,
+        model_name: str = "",
+        model_fingerprint: str = "",
         dtype: str = "float32",
     ) -> None:
         self.site, self.d_in, self.n_features, self.dtype = site, int(d_in), int(n_features), dtype

@@ -88,8 +88,7 @@ class Checkpoint:
 def refuse_other_run(found: dict[str, Any], wanted: dict[str, Any], where: Path) -> None:
     """Raise DataMismatch naming every difference between two runs."""
     differences = [
-        f"{name} is {before!r} there and {after!r} here"
-        for name, before, after in _differences(found, wanted)
+        f"{name} is {before!r} there and {after!r} here" for name, before, after in _differences(found, wanted)
     ]
     if differences:
         raise DataMismatch(

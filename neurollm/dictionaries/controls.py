@@ -84,8 +84,16 @@ class RandomDirections(Dictionary):
     architecture = "random_directions"
 
     def __init__(
-        self, site: Site, d_in: int, n_features: int, random_state: int = 0, *, mean: torch.Tensor | None = None,
-        k: int | None = None, model_name: str = "", model_fingerprint: str = "",
+        self,
+        site: Site,
+        d_in: int,
+        n_features: int,
+        random_state: int = 0,
+        *,
+        mean: torch.Tensor | None = None,
+        k: int | None = None,
+        model_name: str = "",
+        model_fingerprint: str = "",
     ) -> None:
         super().__init__(site, d_in, n_features, model_name=model_name, model_fingerprint=model_fingerprint)
         if k is not None and not 1 <= k <= n_features:
@@ -100,9 +108,14 @@ class RandomDirections(Dictionary):
     def matching(cls, dictionary: Dictionary, random_state: int = 0) -> RandomDirections:
         """The control of a dictionary: same site, number of features, k and centre."""
         return cls(
-            dictionary.site, dictionary.d_in, dictionary.n_features, random_state,
-            mean=getattr(dictionary, "_offset", None), k=getattr(dictionary, "k", None),
-            model_name=dictionary.model_name, model_fingerprint=dictionary.model_fingerprint,
+            dictionary.site,
+            dictionary.d_in,
+            dictionary.n_features,
+            random_state,
+            mean=getattr(dictionary, "_offset", None),
+            k=getattr(dictionary, "k", None),
+            model_name=dictionary.model_name,
+            model_fingerprint=dictionary.model_fingerprint,
         )
 
     @property

@@ -93,17 +93,5 @@ def topk_of_relu(pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]
     values, indices = pre.topk(k + 1, dim=1)
     tied = torch.nonzero((values[:, k] == values[:, k - 1]) & (values[:, k] > 0)).reshape(-1)
     if len(tied):
-        values[tied], indices[tied] = (
-            part[:, : k + 1] for part in pre[tied].sort(dim=1, descending=True, stable=True)
-        )
+        values[tied], indices[tied] = (part[:, : k + 1] for part in pre[tied].sort(dim=1, descending=True, stable=True))
     return values[:, :k].relu(), indices[:, :k]
-
-
-def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    if device.type != "cpu":
-        return False
-    avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
-    return torch.cpu._is_amx_tile_supported() or (avx512 and torch.cpu._is_avx512_bf16_supported())

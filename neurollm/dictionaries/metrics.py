@@ -107,8 +107,13 @@ class DictionaryMetrics:
 
 
 def evaluate_dictionary(
-    dictionary: Dictionary, data: ActivationStore | torch.Tensor | np.ndarray, model: LanguageModel | None = None,
-    documents: Sequence[str] | Any = None, *, batch_size: int = 4096, verbose: int = 0,
+    dictionary: Dictionary,
+    data: ActivationStore | torch.Tensor | np.ndarray,
+    model: LanguageModel | None = None,
+    documents: Sequence[str] | Any = None,
+    *,
+    batch_size: int = 4096,
+    verbose: int = 0,
 ) -> DictionaryMetrics:
     """Measure a dictionary on held-out data.
 
@@ -221,7 +226,7 @@ class _Sums:
 def decoder_cosine(dictionary: Dictionary, block: int = 1024) -> float | None:
     """Mean over features of the largest cosine with another feature's direction; None without directions.
 
-    Independent random directions give about sqrt(2 ln F / d), so compare with that.
+    Independent random directions give a little less than sqrt(2 ln F / d): compare with that.
     """
     if dictionary.directions is None or dictionary.n_features < 2 or isinstance(dictionary, RawUnits):
         return None

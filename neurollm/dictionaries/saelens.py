@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from neurollm import datasets
 from neurollm.dictionaries.base import Dictionary
@@ -45,7 +45,7 @@ def write_saelens(sae: TopKSAE, folder: str | os.PathLike) -> None:
     tensors = {name: weight.cpu().to(_DTYPES[sae.dtype]).contiguous() for name, weight in sae.weights.items()}
     (folder / SIDE_FILE).unlink(missing_ok=True)
     with atomic_path(folder / WEIGHTS_FILE) as partial:
-        save_file(tensors, partial)
+        partial.write_bytes(save(tensors))  # save_file would make it unreadable for other users
     write_text(folder / CONFIG_FILE, json.dumps(_saelens_config(sae)))
     write_json(folder / SIDE_FILE, side_record(sae, sha256_file(folder / WEIGHTS_FILE)))
 
@@ -160,9 +160,7 @@ def _load_saelens(folder: Path) -> TopKSAE:
     else:
         site = _site_of(metadata, where)
     model = side.get("model", {"name": metadata.get("model_name") or "", "fingerprint": ""})
-    sae = TopKSAE(
-        site, k, tensors, model_name=model["name"], model_fingerprint=model["fingerprint"], dtype=dtype
-    )
+    sae = TopKSAE(site, k, tensors, model_name=model["name"], model_fingerprint=model["fingerprint"], dtype=dtype)
     sae.provenance = side.get("provenance", {"written_by": f"SAELens {metadata.get('sae_lens_version')}"})
     sae.metrics = side.get("metrics", {})
     return sae
@@ -216,7 +214,8 @@ def _read_tensors(path: Path, d_in: int, n_features: int) -> dict[str, torch.Ten
 def _check_side(side: dict[str, Any], folder: Path) -> None:
     if side.get("format_version") != FORMAT_VERSION:
         raise InvalidInput(
-            f"{folder / SIDE_FILE}: format_version is {side.get('format_version')!r}; this edition reads {FORMAT_VERSION}"
+            f"{folder / SIDE_FILE}: format_version is {side.get('format_version')!r}; "
+            f"this edition reads {FORMAT_VERSION}"
         )
     found = sha256_file(folder / WEIGHTS_FILE)
     if side.get("weights_sha256") != found:

@@ -148,10 +148,8 @@ def _cut(ids: np.ndarray, special: np.ndarray, context: int) -> Sequence[tuple[n
         return [(ids, special)]
     lead = int(np.argmin(special)) if not special.all() else 0
     step = context - lead
-    return [
-        (np.concatenate([ids[:lead], ids[start : start + step]]), np.concatenate([special[:lead], special[start : start + step]]))
-        for start in range(lead, len(ids), step)
-    ]
+    pieces = [np.r_[0:lead, start : min(start + step, len(ids))] for start in range(lead, len(ids), step)]
+    return [(ids[piece], special[piece]) for piece in pieces]
 
 
 def _padded_mask(masks: list[np.ndarray], width: int) -> torch.Tensor:

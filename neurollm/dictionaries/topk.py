@@ -53,8 +53,16 @@ class TopKSAE(Dictionary):
     architecture = "topk"
 
     def __init__(
-        self, site: Site, k: int, weights: dict[str, torch.Tensor], *, mean: torch.Tensor | None = None,
-        scale: float = 1.0, model_name: str = "", model_fingerprint: str = "", dtype: str = "float32",
+        self,
+        site: Site,
+        k: int,
+        weights: dict[str, torch.Tensor],
+        *,
+        mean: torch.Tensor | None = None,
+        scale: float = 1.0,
+        model_name: str = "",
+        model_fingerprint: str = "",
+        dtype: str = "float32",
     ) -> None:
         self.W_enc, self.W_dec, self.b_enc, self.b_dec = (
             torch.as_tensor(weights[name]).detach().to(torch.float32).contiguous()
@@ -146,8 +154,13 @@ class TopKSAE(Dictionary):
 
     def _with(self, weights: dict[str, torch.Tensor], **normalisation: Any) -> TopKSAE:
         other = TopKSAE(
-            self.site, self.k, weights, model_name=self.model_name, model_fingerprint=self.model_fingerprint,
-            dtype=self.dtype, **normalisation,
+            self.site,
+            self.k,
+            weights,
+            model_name=self.model_name,
+            model_fingerprint=self.model_fingerprint,
+            dtype=self.dtype,
+            **normalisation,
         )
         other.provenance, other.metrics = self.provenance, self.metrics
         return other

@@ -43,8 +43,6 @@ class TopKTrainer:
         Seed of the decoder directions. The encoder starts as their transpose.
     """
 
-    WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec")
-
     def __init__(self, d_in: int, n_features: int, k: int, training, random_state: int) -> None:
         self.d_in, self.n_features, self.k, self.training = d_in, n_features, k, training
         device = torch.device(training.device)
@@ -81,7 +79,7 @@ class TopKTrainer:
     @torch.no_grad()
     def gradients(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         """Gradients of the loss; also counts activity and error of the batch."""
-        encoder, decoder, b_enc, b_dec = self.parameters.values()
+        encoder, decoder, b_dec = (self.parameters[name] for name in ("W_enc", "W_dec", "b_dec"))
         z = x - b_dec
         values, indices = self._select(z)
         transposed = Transposed(indices, self.n_features)

@@ -20,11 +20,11 @@ import torch
 from neurollm._version import __version__
 from neurollm.dictionaries.base import Dictionary
 from neurollm.dictionaries.checkpoints import POINTER, Checkpoint, refuse_other_run
-from neurollm.dictionaries.kernels import has_fast_bfloat16
 from neurollm.dictionaries.saelens import CONFIG_FILE, SIDE_FILE, load_dictionary
 from neurollm.dictionaries.topk import TopKSAE
 from neurollm.dictionaries.topk_training import TopKTrainer
 from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.models import has_fast_bfloat16
 from neurollm.progress import Progress
 
 if TYPE_CHECKING:
@@ -41,9 +41,10 @@ class TopKTraining:
     Parameters
     ----------
     learning_rate : float, optional
-        Default: 1e-3 · sqrt(4096 / n_features).
-    batch_size : int, default=4096
-        Tokens per step.
+        Default: 2e-3 · sqrt(4096 / n_features).
+    batch_size : int, default=1024
+        Tokens per step. For small dictionaries many steps are worth more than large ones; Adam's own
+        work per step grows with the dictionary, so large ones are cheaper per token with 4,096.
     warmup : float, default=0.02
         Fraction of the tokens over which the learning rate rises from 0.
     decay : float, default=0.2
@@ -60,14 +61,14 @@ class TopKTraining:
         Precision in which the k features of a token are selected; everything else is float32.
         ``"auto"``: bfloat16 where the processor multiplies it faster.
     device : str, default="auto"
-    log_every : int, default=50
+    log_every : int, default=200
         Steps between two entries of the training history.
-    checkpoint_every : int, default=500
+    checkpoint_every : int, default=1000
         Steps between two checkpoints. Does not change the result.
     """
 
     learning_rate: float | None = None
-    batch_size: int = 4096
+    batch_size: int = 1024
     warmup: float = 0.02
     decay: float = 0.2
     auxk_coefficient: float = 1 / 32
@@ -76,8 +77,8 @@ class TopKTraining:
     unit_norm_decoder: bool = True
     precision: str = "auto"
     device: str = "auto"
-    log_every: int = 50
-    checkpoint_every: int = 500
+    log_every: int = 200
+    checkpoint_every: int = 1000
 
     def __post_init__(self) -> None:
         positive = ("learning_rate", "batch_size", "auxk", "dead_after_tokens", "log_every", "checkpoint_every")
@@ -113,7 +114,7 @@ class TopKTraining:
             precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
         return dataclasses.replace(
             self,
-            learning_rate=self.learning_rate or 1e-3 * (4096 / n_features) ** 0.5,
+            learning_rate=self.learning_rate or 2e-3 * (4096 / n_features) ** 0.5,
             auxk=self.auxk or max(1, d_in // 2),
             dead_after_tokens=self.dead_after_tokens or min(MAX_DEAD_AFTER, max(1, n_tokens // 10)),
             precision=precision,
@@ -134,9 +135,15 @@ ARCHITECTURES = {"topk": Architecture(TopKSAE, TopKTrainer, TopKTraining)}
 
 
 def train_dictionary(
-    store: ActivationStore, architecture: str = "topk", n_features: int = 4096, k: int = 32,
-    n_tokens: int = 5_000_000, random_state: int = 0, out: str | os.PathLike | None = None,
-    training: TopKTraining | None = None, verbose: int = 1,
+    store: ActivationStore,
+    architecture: str = "topk",
+    n_features: int = 4096,
+    k: int = 32,
+    n_tokens: int = 5_000_000,
+    random_state: int = 0,
+    out: str | os.PathLike | None = None,
+    training: TopKTraining | None = None,
+    verbose: int = 1,
 ) -> Dictionary:
     """Train a dictionary.
 
@@ -203,7 +210,11 @@ class _Loop:
     """Batches through the trainer, with checkpoints."""
 
     def __init__(
-        self, store: ActivationStore, trainer: TopKTrainer, checkpoint: Checkpoint | None, n_tokens: int,
+        self,
+        store: ActivationStore,
+        trainer: TopKTrainer,
+        checkpoint: Checkpoint | None,
+        n_tokens: int,
         random_state: int,
     ) -> None:
         self.store, self.trainer, self.checkpoint = store, trainer, checkpoint
@@ -283,7 +294,12 @@ def _finish(
     mean, scale = normalisation(store)
     model = store.manifest.get("model", {})
     sae = TopKSAE(
-        store.site, run["k"], trainer.weights(), mean=mean, scale=scale, model_name=model.get("name", ""),
+        store.site,
+        run["k"],
+        trainer.weights(),
+        mean=mean,
+        scale=scale,
+        model_name=model.get("name", ""),
         model_fingerprint=store.model_fingerprint,
     ).fold()
     epochs = run["n_tokens"] / store.n_rows

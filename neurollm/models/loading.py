@@ -257,14 +257,17 @@ def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
         return names[dtype]
     if dtype != "auto":
         raise InvalidInput(f"dtype {dtype!r} is unknown; use 'auto' or one of {', '.join(names)}")
+    return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrix products in bfloat16 are faster than in float32 on this device."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    fast_bf16 = device.type == "cpu" and (
-        torch.cpu._is_amx_tile_supported()
-        or (capabilities.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported())
-    )
-    return torch.bfloat16 if fast_bf16 else torch.float32
+        return torch.cuda.is_bf16_supported()
+    if device.type != "cpu":
+        return False
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")  # not in every torch
+    return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
 def _find_blocks(backbone: nn.Module, n_layers: int, name: str) -> nn.ModuleList:

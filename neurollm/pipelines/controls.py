@@ -18,7 +18,7 @@ _NOTES = {
     "raw_units": "the units of the same site, without the dictionary",
     "token_embeddings": "the words alone: layer 0, no context, no position",
     "random_network": "the same architecture with random weights, same site",
-    "random_directions": "random directions at the same site, as many as the dictionary has features",
+    "random_directions": "random directions at the same site, as many as the dictionary has features, equally sparse",
 }
 
 
@@ -53,7 +53,7 @@ def _representation(study: Study, control: str) -> tuple[LanguageModel, Dictiona
     if control == "token_embeddings":
         return model, RawUnits(Site(0, "token_embedding"), width)
     if control == "random_directions":
-        return model, RandomDirections(site, width, study.dictionary.n_features, study.pipeline.seed)
+        return model, RandomDirections.matching(study.dictionary, study.pipeline.seed)
     if control == "random_network":
         part = study.pipeline.model
         untrained = load_model(model.name, device=part.device, dtype=part.dtype, random_init=study.pipeline.seed)

@@ -56,7 +56,9 @@ def test_of_equal_entries_the_lower_column_wins(k, seed):
 @pytest.mark.parametrize("kind", ["topk", "raw", "random", "random_k"])
 def test_sparse_equals_dense_for_both_kinds_of_input(random_sae, kind, monkeypatch):
     dictionary = {
-        "topk": random_sae(), "raw": RawUnits(Site(1), 6), "random": RandomDirections(Site(1), 6, 20),
+        "topk": random_sae(),
+        "raw": RawUnits(Site(1), 6),
+        "random": RandomDirections(Site(1), 6, 20),
         "random_k": RandomDirections(Site(1), 6, 20, k=3),
     }[kind]
     monkeypatch.setattr("neurollm.dictionaries.base.MAX_DENSE_VALUES", 1)  # pieces of 64 rows

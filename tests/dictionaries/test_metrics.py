@@ -114,7 +114,9 @@ def test_cross_entropies_equal_brute_force(tiny_lm, random_sae, acts):
     metrics = evaluate_dictionary(sae, acts, tiny_lm, [np.array(d) for d in DOCUMENTS])
     mean = torch.from_numpy(acts.astype(float).mean(0)).float()
     edits = {
-        "ce": lambda h: h, "ce_sae": lambda h: sae.decode(sae.encode(h)), "ce_mean": lambda h: mean.expand_as(h),
+        "ce": lambda h: h,
+        "ce_sae": lambda h: sae.decode(sae.encode(h)),
+        "ce_mean": lambda h: mean.expand_as(h),
         "ce_zero": torch.zeros_like,
     }
     ce = {}
