@@ -29,17 +29,23 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     ------
     pathlib.Path
         Write here. After an exception the temporary file is removed and `path` is untouched.
+
+    Raises
+    ------
+    InvalidInput
+        As `writing`: the disk is full, or this place may not be written.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield partial
-        with open(partial, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            with open(partial, "rb+") as handle:
+                os.fsync(handle.fileno())
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -71,7 +77,7 @@ def slug(text: str) -> str:
     Examples
     --------
     >>> slug("success - failure")
-    'success-failure-7ea4e6'
+    'success-failure-f6e0fa'
     """
     words = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:60] or "unnamed"
     return f"{words}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import sys
 from pathlib import Path
@@ -30,7 +29,7 @@ def main() -> None:
     except NeurollmError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
-        _fail(_os_sentence(error), 3)
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 3)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", 130)
 
@@ -38,21 +37,6 @@ def main() -> None:
 def _fail(sentence: str, code: int) -> None:
     sys.stderr.write(f"neurollm: {sentence}\n")
     sys.exit(code)
-
-
-def _os_sentence(error: OSError) -> str:
-    where = error.filename or "the results folder"
-    reasons = {
-        errno.ENOSPC: "the disk is full; free some space",
-        errno.EDQUOT: "the disk quota is used up; free some space",
-        errno.EROFS: "the file system is read-only; choose another folder",
-        errno.EACCES: "no permission to write there; choose another folder or change its permissions",
-        errno.EPERM: "no permission to write there; choose another folder or change its permissions",
-    }
-    reason = reasons.get(error.errno)
-    if reason is None:
-        return f"{where}: {error.strerror or error}"
-    return f"{where}: {reason}, then run the same command again (what was finished is kept)"
 
 
 def _log_to_stderr() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from scipy import sparse
 
 from neurollm._version import __version__
 from neurollm.errors import InvalidInput
+from neurollm.files import atomic_path
 from neurollm.masking.windows import POOLS, Window, pool_rows
 from neurollm.models import LanguageModel, Site, TokenizedText, iter_activations, probe_site, tokenize
 from neurollm.progress import Progress
@@ -208,6 +210,22 @@ class FeatureMasker:
             "stimuli": {"name": stimuli.name, "sha256": stimuli.sha256, "n": len(stimuli)},
             "dropped": dropped,
         }
+
+
+def save_trials(trials: AnnData, path: str | os.PathLike) -> None:
+    """Write trials as ``.h5ad``, completely or not at all.
+
+    The file is laid out in memory first: HDF5 cannot give up a file on a full disk without damage.
+    """
+    import h5py
+    from anndata.io import write_elem
+
+    with h5py.File("trials", "w", driver="core", backing_store=False) as image:
+        write_elem(image, "/", trials)
+        image.flush()
+        content = image.id.get_file_image()
+    with atomic_path(path) as partial:
+        partial.write_bytes(content)
 
 
 def provenance(trials: AnnData) -> dict[str, Any]:

@@ -181,7 +181,7 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[np.ndarr
     Examples
     --------
     >>> [batch.tolist() for batch in plan_batches([5, 2, 5, 9], 10)]
-    [[1], [0, 2], [3]]
+    [[1, 0], [2], [3]]
     """
     lengths = np.asarray(lengths, dtype=np.int64)
     batches: list[np.ndarray] = []

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurollm.files import atomic_path, sha256_file, slug, write_json, write_text
+from neurollm.files import sha256_file, slug, write_json, write_text
 from neurollm.pipelines.contexts import collect_contexts, corpus_of
 from neurollm.pipelines.controls import control_rows
 from neurollm.pipelines.project import Project
@@ -127,10 +127,11 @@ class Study:
 
     def write_trials(self) -> list[Path]:
         """Run the stimuli and save ``trials.h5ad``."""
+        from neurollm.masking import save_trials
+
         self.design.design_matrix(self.stimuli.table.set_index("stimulus_id"))  # refuse a bad design first
         file = self.folder / "trials.h5ad"
-        with atomic_path(file) as partial:
-            self.masked(self.model, self.dictionary).write_h5ad(partial)
+        save_trials(self.masked(self.model, self.dictionary), file)
         return [file]
 
     @cached_property

@@ -113,7 +113,7 @@ def test_truncated_shard(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_read_only_folder(project):
     (project / "reports").chmod(0o500)
-    refused(neurollm("run", project / "pipelines" / "success.yaml", "-v", "0"), 3, "permission")
+    refused(neurollm("run", project / "pipelines" / "success.yaml", "-v", "0"), 2, "permission")
 
 
 def _tmpfs(folder: Path, options: str) -> bool:
@@ -132,7 +132,7 @@ def small_disk(project):
 
 def test_full_disk_then_space(small_disk):
     run = ("run", small_disk / "pipelines" / "success.yaml", "-v", "0")
-    refused(neurollm(*run), 3, "disk is full")
+    refused(neurollm(*run), 2, "disk is full")
     assert not [file for file in (small_disk / "reports").rglob("*") if file.name.endswith(".tmp")]
     subprocess.run(["mount", "-o", "remount,size=200m", small_disk / "reports"], check=True)
     assert neurollm(*run).returncode == 0
@@ -148,7 +148,7 @@ def read_only_disk(project):
 
 
 def test_read_only_disk(read_only_disk):
-    refused(neurollm("run", read_only_disk / "pipelines" / "success.yaml", "-v", "0"), 3, "read-only")
+    refused(neurollm("run", read_only_disk / "pipelines" / "success.yaml", "-v", "0"), 2, "read-only")
 
 
 def test_importing_the_package_imports_nothing_heavy():
