@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from neurollm.errors import InvalidInput
+
+logger = logging.getLogger("neurollm")
 
 
 @contextmanager
@@ -117,6 +120,35 @@ def writing(path: str | os.PathLike, needed: int | None = None) -> Iterator[None
         if error.errno in (errno.ENOTDIR, errno.EEXIST):
             raise InvalidInput(f"{path}: a file is in the way of this folder; choose another folder") from error
         raise
+
+
+@contextmanager
+def exclusive(folder: str | os.PathLike) -> Iterator[None]:
+    """Keep other processes from writing in a folder; the system lets go however the process ends.
+
+    Raises
+    ------
+    InvalidInput
+        If another process is writing there.
+    """
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: no lock
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InvalidInput(
+                f"{folder}: another process is writing here; wait for it or choose another folder"
+            ) from None
+        except OSError:
+            logger.debug("%s is on a disk without locks", folder)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _free_bytes(path: str | os.PathLike) -> int:

@@ -12,14 +12,12 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from neurollm.activations.tensorfile import TensorFile
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.files import sha256_file, write_json, writing
+from neurollm.files import exclusive, sha256_file, write_json, writing
 
 logger = logging.getLogger(__name__)
 
@@ -119,7 +117,7 @@ class ShardFolder:
     def __enter__(self) -> ShardFolder:
         with writing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _exclusive(self.path)
+        self._lock = exclusive(self.path)
         self._lock.__enter__()
         try:
             self._prepare()
@@ -213,26 +211,3 @@ class ShardFolder:
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 40 else f"{text[:12]}…"
-
-
-@contextmanager
-def _exclusive(path: Path) -> Iterator[None]:
-    """Hold the folder's lock, which the system releases however the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no lock
-        yield
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidInput(
-                f"{path}: another process is writing here; wait for it or choose another folder"
-            ) from None
-        except OSError:  # a network disk without locks
-            logger.debug("no lock on %s", path)
-        yield
-    finally:
-        os.close(handle)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -21,17 +23,26 @@ app = typer.Typer(
 Verbosity = Annotated[int, typer.Option("--verbose", "-v", help="0 shows no progress.")]
 
 
+class _Interrupted(NeurollmError):
+    exit_code = 130
+
+
 def main() -> None:
     """Entry point: known errors become one sentence and their exit code."""
     _log_to_stderr()
+    signal.signal(signal.SIGINT, _interrupt)
     try:
         app()
     except NeurollmError as error:
         _fail(str(error), error.exit_code)
     except OSError as error:
         _fail(f"{error.filename or 'a file'}: {error.strerror or error}", 3)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", 130)
+    except MemoryError:
+        _fail("this needs more memory than there is; use fewer features, a smaller model or a larger machine", 3)
+
+
+def _interrupt(_signal: int, _frame: object) -> None:
+    raise _Interrupted("interrupted; the same command goes on where it stopped")
 
 
 def _fail(sentence: str, code: int) -> None:
@@ -66,7 +77,7 @@ def new(name: Annotated[Path, typer.Argument(help="Folder to create.")]) -> None
     from neurollm.pipelines import new_project
 
     project = new_project(name)
-    typer.echo(f"created {project.root}\nnext: neurollm run {name / 'pipelines' / 'success.yaml'}")
+    typer.echo(f"created {project.root}\nnext: neurollm run {shlex.quote(str(name / 'pipelines' / 'success.yaml'))}")
 
 
 @app.command()
@@ -93,12 +104,17 @@ def run(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")], verbos
 @app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of a study's results.")],
-    top: Annotated[int, typer.Option(min=1, max=500, help="Features in the table of each contrast.")] = 50,
+    top: Annotated[
+        int | None, typer.Option(min=1, max=500, help="Features in the table of each contrast; default: as in the run.")
+    ] = None,
 ) -> None:
     """Build report.html again from saved results alone."""
+    from neurollm.pipelines import read_pipeline
     from neurollm.reporting import build_report
 
-    typer.echo(f"report: {_short(build_report(study, top=top))}")
+    if top is None and (study / "config.yaml").is_file():
+        top = read_pipeline(study / "config.yaml").report.top
+    typer.echo(f"report: {_short(build_report(study, **({} if top is None else {'top': top})))}")
 
 
 @app.command(name="list")

@@ -18,6 +18,7 @@ from neurollm.models import LanguageModel, Site, TokenizedText, iter_activations
 from neurollm.progress import Progress
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from neurollm.dictionaries import Dictionary
@@ -108,6 +109,16 @@ class FeatureMasker:
             )
         return tokenized
 
+    def positions(self, stimuli: StimulusSet) -> list[np.ndarray]:
+        """Positions of the window's tokens in each stimulus; call `fit` first."""
+        return self._positions(stimuli, self.tokenize(stimuli))
+
+    def _positions(self, stimuli: StimulusSet, tokenized: list[TokenizedText]) -> list[np.ndarray]:
+        targets = stimuli.table.get("target", [""] * len(tokenized))
+        return [
+            self.window_.positions(tokens, _span(target)) for tokens, target in zip(tokenized, targets, strict=True)
+        ]
+
     def transform(self, stimuli: StimulusSet) -> AnnData:
         """Trials of the stimuli.
 
@@ -130,10 +141,7 @@ class FeatureMasker:
         """
         table = stimuli.table.reset_index(drop=True)
         tokenized = self.tokenize(stimuli)
-        targets = table["target"] if "target" in table.columns else [""] * len(table)
-        positions = [
-            self.window_.positions(tokens, _span(target)) for tokens, target in zip(tokenized, targets, strict=True)
-        ]
+        positions = self._positions(stimuli, tokenized)
         codes, owners = self._encode(tokenized, positions)
         return self._assemble(stimuli, table, positions, codes, owners)
 
@@ -179,13 +187,13 @@ class FeatureMasker:
         kept = np.flatnonzero(n_tokens)
         if len(kept) == 0:
             raise InvalidInput(f"token window {self.tokens!r} catches no token in any of the {len(table)} stimuli")
-        obs = table.assign(n_tokens=n_tokens)
+        obs = trial_table(stimuli).assign(n_tokens=n_tokens)
         if self.pool == "none":
             obs = obs.iloc[owners].assign(position=np.concatenate(positions))
             obs.index = obs["stimulus_id"] + ":" + obs["position"].astype(str)
             rows = codes
         else:
-            obs = obs.iloc[kept].set_axis(table["stimulus_id"].iloc[kept].astype(str), axis=0)
+            obs = obs.iloc[kept]
             rows = pool_rows(codes, owners, len(table), self.pool)[kept]
         n_active = np.asarray((rows > 0).sum(axis=0)).ravel()
         features = np.arange(codes.shape[1])
@@ -210,6 +218,16 @@ class FeatureMasker:
             "stimuli": {"name": stimuli.name, "sha256": stimuli.sha256, "n": len(stimuli)},
             "dropped": dropped,
         }
+
+
+def trial_table(stimuli: StimulusSet) -> pd.DataFrame:
+    """The stimulus table indexed by stimulus_id, the levels of its factors in their declared order."""
+    import pandas as pd
+
+    table = stimuli.table
+    for factor in stimuli.factors:
+        table[factor] = pd.Categorical(table[factor], categories=stimuli.levels(factor))
+    return table.set_axis(table["stimulus_id"].astype(str).rename(None), axis=0)
 
 
 def save_trials(trials: AnnData, path: str | os.PathLike) -> None:

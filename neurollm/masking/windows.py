@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import sparse
 
 from neurollm.errors import InvalidInput
-from neurollm.models import TokenizedText
+
+if TYPE_CHECKING:
+    from neurollm.models import TokenizedText
 
 POOLS = ("mean", "max", "sum", "last", "none")
 _FORM = re.compile(r"(content|all|last|target)|(left|centre):([1-9]\d*)")

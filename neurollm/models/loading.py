@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -178,30 +179,43 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged files raise whatever their parser raises
+        where = f"no readable one in folder {source}" if Path(source).is_dir() else "not a folder, not found on the hub"
         raise InvalidInput(
-            f"model {str(name)!r}: not a folder with a transformers model and not found on the hub "
-            f"({_first_line(error)}); use 'demo', a folder, or a hub name"
+            f"model {str(name)!r} is not a transformers model ({where}: {_first_line(error)}); "
+            "use 'demo', a folder, or a hub name"
         ) from error
     if getattr(config, "is_encoder_decoder", False):
         raise InvalidInput(
             f"model {str(name)!r} is an encoder-decoder; use a causal language model or an encoder such as BERT"
         )
     is_causal = _is_causal(config)
-    factory = AutoModelForCausalLM if is_causal else AutoModel
     torch_device = _choose_device(device)
     torch_dtype = _choose_dtype(dtype, torch_device)
+    factory = AutoModelForCausalLM if is_causal else AutoModel
     if random_init is None:
-        try:
-            with _without_bars():
-                model = factory.from_pretrained(source, dtype=torch_dtype)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise InvalidInput(f"model {str(name)!r}: its weights cannot be read ({_first_line(error)})") from error
+        model = _trained(factory, source, torch_dtype, str(name))
     else:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(random_init)
             model = factory.from_config(config).to(torch_dtype)
     return LanguageModel(str(name), model.to(torch_device), tokenizer, is_causal, random_init)
+
+
+def _trained(factory: Any, source: str, dtype: torch.dtype, name: str) -> Any:
+    """The model with its weights; none may be missing, because transformers would draw them at random."""
+    try:
+        with _without_bars():
+            model, report = factory.from_pretrained(source, dtype=dtype, output_loading_info=True)
+    except Exception as error:  # damaged files raise whatever their parser raises
+        raise InvalidInput(f"model {name!r}: its weights cannot be read ({_first_line(error)})") from error
+    wrong = [key for key in [*report["missing_keys"], *report["mismatched_keys"]] if "pooler" not in str(key)]
+    if wrong:
+        raise InvalidInput(
+            f"model {name!r}: its files lack {len(wrong)} of the weights that its config.json asks for, such as "
+            f"{wrong[0]}; they would be random numbers"
+        )
+    return model
 
 
 @contextmanager
@@ -242,13 +256,12 @@ def _is_causal(config: Any) -> bool:
 def _choose_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise InvalidInput(f"device {device!r} is not one torch knows; use 'auto', 'cpu' or 'cuda'") from error
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise InvalidInput(f"device {device!r}: this machine has no usable CUDA device; use 'auto' or 'cpu'")
-    return chosen
+    match = re.fullmatch(r"cpu|cuda(?::(\d+))?", device)
+    if match is None:
+        raise InvalidInput(f"device {device!r} is unknown; use 'auto', 'cpu', 'cuda' or 'cuda:N'")
+    if device != "cpu" and int(match[1] or 0) >= torch.cuda.device_count():
+        raise InvalidInput(f"device {device!r}: this machine has {torch.cuda.device_count()} CUDA devices; use 'auto'")
+    return torch.device(device)
 
 
 def _choose_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -6,58 +6,65 @@ from typing import TYPE_CHECKING, Any
 
 from neurollm import datasets
 from neurollm.files import sha256_json
-from neurollm.pipelines.project import Project
-from neurollm.pipelines.schema import Pipeline
 
 if TYPE_CHECKING:
-    from neurollm.activations import Corpus
+    from neurollm.activations import Context, Corpus, FeatureIndex
     from neurollm.pipelines.study import Study
 
 RESTING_STATE = "resting_state"
 
 
-def corpus_of(names: list[str], project: Project, pipeline: Pipeline) -> Corpus:
-    """One corpus of all the sources, each document named ``source/name``."""
+def read_corpora(study: Study) -> dict[str, Corpus]:
+    """The sources of contexts by name, in the order of the pipeline file.
+
+    Raises
+    ------
+    InvalidInput
+        If a file is missing or holds no text.
+    """
     from neurollm.activations import Corpus
 
-    documents = []
-    for name in names:
-        path = {
-            RESTING_STATE: datasets.demo_corpus_path(),
-            "stimuli": project.path(pipeline.stimuli),
-        }.get(name, project.path(name))
-        documents += [(f"{name}/{document}", text) for document, text in Corpus.read(path).documents]
-    return Corpus(documents)
+    known = {
+        RESTING_STATE: datasets.demo_corpus_path(),
+        "stimuli": study.project.path(study.pipeline.stimuli),
+    }
+    names = study.pipeline.analyses.contexts.corpus
+    return {name: Corpus.read(known.get(name, study.project.path(name))) for name in names}
 
 
 def collect_contexts(study: Study) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Contexts of the most significant features of each contrast, as written to ``contexts.json``.
 
-    One pass over the corpus serves all features; its index is kept under ``stores/`` and
+    One pass over a corpus serves all features; its index is kept under ``stores/`` and
     shared by every study with the same model, dictionary and corpus.
     """
-    from neurollm.activations import FeatureIndex
-
-    part = study.pipeline.analyses.contexts
-    corpus = corpus_of(part.corpus, study.project, study.pipeline)
-    key = sha256_json([study.model.describe(), study.dictionary.fingerprint, corpus.sha256])
-    index = FeatureIndex.build(
-        study.model, study.dictionary, corpus, study.project.stores / f"index-{key[:16]}", verbose=study.verbose
-    )
+    indices = {source.replace("_", " "): _index(study, corpus) for source, corpus in read_corpora(study).items()}
+    top = study.pipeline.analyses.contexts.top
     return {
         name: {
-            str(feature): [_record(context) for context in index.top_contexts(int(feature), part.top)]
+            str(feature): [
+                _record(source, context)
+                for source, index in indices.items()
+                for context in index.top_contexts(int(feature), top)
+            ]
             for feature in result.feature[result.strongest(study.pipeline.report.top)]
         }
         for name, result in study.results.items()
     }
 
 
-def _record(context: Any) -> dict[str, Any]:
-    source, _, document = context.document.partition("/")
+def _index(study: Study, corpus: Corpus) -> FeatureIndex:
+    from neurollm.activations import FeatureIndex
+
+    key = sha256_json([study.model.fingerprint, str(study.model.dtype), study.dictionary.fingerprint, corpus.sha256])
+    folder = study.project.stores / f"index-{key[:16]}"
+    return FeatureIndex.build(study.model, study.dictionary, corpus, folder, verbose=study.verbose)
+
+
+def _record(source: str, context: Context) -> dict[str, Any]:
     return {
-        "document": document,
-        "source": "resting state" if source == RESTING_STATE else source,
+        "document": context.document,
+        "source": source,
         "activation": float(context.activation),
         "peak": int(context.peak),
         "tokens": [[text, float(value)] for text, value in context.tokens],

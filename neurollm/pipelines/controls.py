@@ -39,6 +39,8 @@ def control_rows(study: Study) -> dict[str, list[dict[str, Any]]]:
         for name, result in study.results.items()
     }
     for control in study.pipeline.controls:
+        if control == study.pipeline.dictionary.kind:
+            continue  # the study itself is this control
         trials = study.masked(*_representation(study, control))
         for name, result in study.tested(trials).items():
             rows[name].append(_row(study, trials, result, control, "control", _NOTES[control]))
@@ -69,9 +71,9 @@ def _row(
     weight = dict(zip(result.levels, result.weights, strict=True))
     sides = np.sign(trials.obs[study.design.factor].astype(str).map(weight).to_numpy(dtype=float))
     used = np.flatnonzero(sides)
-    score = separability(
-        trials.X[used], sides[used] > 0, trials.obs["item"].to_numpy()[used], random_state=study.pipeline.seed
-    )
+    names = np.where(sides[used] > 0, "positive side", "negative side")
+    items = trials.obs[study.design.item].to_numpy()[used]
+    score = separability(trials.X[used], names, items, random_state=study.pipeline.seed)
     tested = result.p_fwer[result.valid]
     return {
         "representation": representation,

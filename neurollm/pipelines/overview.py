@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
 from neurollm.errors import InvalidInput, NeurollmError
-from neurollm.pipelines.project import Project
-from neurollm.pipelines.schema import read_pipeline
+from neurollm.files import sha256_file
+from neurollm.pipelines.study import Study
 
 
 def list_studies(folder: str | os.PathLike = ".") -> str:
@@ -40,11 +41,26 @@ def list_studies(folder: str | os.PathLike = ".") -> str:
 def _entry(file: Path, root: Path) -> str:
     from neurollm.reporting import verdicts
 
-    title = file.relative_to(root)
+    title = str(file.relative_to(root))
     try:
-        study = Project.of(file).study(read_pipeline(file).name)
+        study = Study.read(file)
+        study.refuse_other_study()
+        if not (study.folder / "report.html").is_file():
+            return f"{title}\n    not run yet"
+        lines = [*verdicts(study.folder), f"report: {study.project.relative(study.folder / 'report.html')}"]
     except NeurollmError as error:
         return f"{title}\n    not valid: {error}"
-    if not (study / "report.html").is_file():
-        return f"{title}\n    not run yet"
-    return "\n    ".join([str(title), *verdicts(study), f"report: {study.relative_to(root.resolve()) / 'report.html'}"])
+    changed = _changed_inputs(study)
+    if changed:
+        lines.insert(0, f"changed since the run: {', '.join(changed)}; run it again")
+    return "\n    ".join([title, *lines])
+
+
+def _changed_inputs(study: Study) -> list[str]:
+    """Input files whose content is not what the results were made from."""
+    recorded = json.loads((study.folder / "manifest.json").read_text(encoding="utf-8")).get("inputs", {})
+    return [
+        name
+        for name, digest in recorded.items()
+        if not study.project.path(name).is_file() or sha256_file(study.project.path(name)) != digest
+    ]

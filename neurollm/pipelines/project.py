@@ -26,17 +26,17 @@ class Project:
 
     @classmethod
     def of(cls, pipeline_file: str | os.PathLike) -> Project:
-        """The project of a pipeline file: the folder above ``pipelines/``, else the file's own folder."""
-        folder = Path(pipeline_file).resolve().parent
-        return cls(folder.parent if folder.name == "pipelines" else folder)
+        """The project of a file: the nearest folder above it that holds ``pipelines/``, else the file's own folder."""
+        folder = Path(os.path.abspath(pipeline_file)).parent
+        return cls(next((above for above in (folder, *folder.parents) if (above / "pipelines").is_dir()), folder))
 
     def path(self, relative: str) -> Path:
         """A path of a pipeline file: relative ones start at the project's root."""
-        return self.root / Path(relative).expanduser()
+        return self.root / relative
 
     def relative(self, path: Path) -> str:
         """A path as it is written in a pipeline file; paths outside the project lose their folders."""
-        path = path.resolve()
+        path = Path(os.path.abspath(path))
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else path.name
 
     def study(self, name: str) -> Path:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurollm.files import write_json
-from neurollm.pipelines.project import Project
-from neurollm.pipelines.schema import read_pipeline
 from neurollm.pipelines.steps import StepCache
 from neurollm.pipelines.study import Study
 
@@ -61,13 +59,23 @@ def run_pipeline(path: str | os.PathLike, *, verbose: int = 1) -> StudyRun:
     InvalidInput, DataMismatch
         One sentence; nothing that was finished is lost.
     """
-    from neurollm.reporting import build_report, verdicts
+    from neurollm.reporting import verdicts
 
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    study = Study(Project.of(path), Path(path), read_pipeline(path), verbose)
-    cache = StepCache(study.folder)
+    study = Study.read(path, verbose)
+    study.refuse_other_study()
+    with StepCache.open(study.folder) as cache:
+        _run_steps(study, cache)
+        if cache.seconds:
+            _log_run(study.folder, started, cache.seconds)
+        return StudyRun(study.folder, study.folder / "report.html", tuple(cache.seconds), tuple(verdicts(study.folder)))
+
+
+def _run_steps(study: Study, cache: StepCache) -> None:
+    from neurollm.reporting import build_report
+
     trials = cache.run("trials", study.trial_inputs(), study.write_trials)
-    audit = cache.run("audit", study.stimuli.sha256, study.write_audit)
+    audit = cache.run("audit", study.audit_inputs(), study.write_audit)
     glm = cache.run("glm", [trials, study.glm_inputs()], study.write_glm)
     keys = [trials, audit, glm]
     if study.pipeline.analyses.contexts is not None:
@@ -77,17 +85,16 @@ def run_pipeline(path: str | os.PathLike, *, verbose: int = 1) -> StudyRun:
     manifest = study.manifest() | {"warnings": cache.warnings}
     keys.append(cache.run("manifest", [keys, manifest], lambda: study.write_manifest(manifest)))
     top = study.pipeline.report.top
-    cache.run("report", [keys, top], lambda: [build_report(study.folder, top=top)])
     if cache.seconds:
-        _log_run(study.folder, started, cache.seconds)
-    return StudyRun(study.folder, study.folder / "report.html", tuple(cache.seconds), tuple(verdicts(study.folder)))
+        cache.forget_others()
+    cache.run("report", [keys, top], lambda: [build_report(study.folder, top=top)])
 
 
 def _log_run(folder: Path, started: str, seconds: dict[str, float]) -> None:
     """Append to ``log.json``: the only file of a study that knows the time of day."""
     file = folder / "log.json"
     try:
-        entries = json.loads(file.read_text())
-    except (FileNotFoundError, json.JSONDecodeError):
+        entries = list(json.loads(file.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
         entries = []
     write_json(file, [*entries, {"started": started, "seconds": seconds}][-LOG_ENTRIES:])

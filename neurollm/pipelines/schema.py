@@ -22,10 +22,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _once(names: list[str]) -> list[str]:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} is given more than once")
+    return names
+
+
 class SitePart(_Part):
     """Where in the model."""
 
-    layer: int = Field(ge=0, description="Block, counted from 0.")
+    layer: int = Field(ge=0, strict=True, description="Block, counted from 0.")
     stream: Literal["resid_post", "resid_pre", "mlp_out", "attn_out", "token_embedding"] = Field(
         "resid_post", description="Block output, block input, MLP output, attention output, or the token embedding."
     )
@@ -34,7 +41,7 @@ class SitePart(_Part):
 class ModelPart(_Part):
     """The language model."""
 
-    name: str = Field("demo", description="demo, minilm, a folder, or any name on the transformers hub.")
+    name: str = Field("demo", min_length=1, description="demo, minilm, a folder, or any name on the transformers hub.")
     site: SitePart | None = Field(None, description="Needed when the dictionary does not bring a site of its own.")
     device: str = Field("auto", description="auto, cpu or cuda.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number format of the model.")
@@ -43,8 +50,8 @@ class ModelPart(_Part):
 class DictionaryPart(_Part):
     """The dictionary that turns activations into features."""
 
-    name: str | None = Field(None, description="A dictionary that ships with neurollm: demo.")
-    path: str | None = Field(None, description="Folder of a dictionary (SAELens inference layout).")
+    name: Literal["demo"] | None = Field(None, description="A dictionary that ships with neurollm.")
+    path: str | None = Field(None, min_length=1, description="Folder of a dictionary (SAELens inference layout).")
     kind: Literal["raw_units", "random_directions"] | None = Field(
         None, description="Instead of a trained dictionary: the units themselves, or random directions."
     )
@@ -68,9 +75,9 @@ class FeaturesPart(_Part):
     @field_validator("tokens")
     @classmethod
     def _known_window(cls, value: str) -> str:
-        if re.fullmatch(r"content|all|last|target|(left|centre):[1-9]\d*", value) is None:
-            raise ValueError(f"{value!r} is not a token window; use content, last, target, left:n, centre:n or all")
-        return value
+        from neurollm.masking import Window
+
+        return Window(value).spec
 
 
 class GLMPart(_Part):
@@ -88,7 +95,12 @@ class ContextsPart(_Part):
         default_factory=lambda: ["resting_state", "stimuli"],
         description="resting_state (ships with the demo model), stimuli (of this study), or paths of text files.",
     )
-    top: int = Field(10, ge=1, le=50, description="Contexts per feature.")
+    top: int = Field(5, ge=1, le=50, description="Contexts per feature from each source.")
+
+    @field_validator("corpus")
+    @classmethod
+    def _sources_once(cls, value: list[str]) -> list[str]:
+        return _once(value)
 
 
 class AnalysesPart(_Part):
@@ -108,8 +120,8 @@ class Pipeline(_Part):
     """One study."""
 
     name: str = Field(description="Name of the study and of its folder under reports/.")
-    stimuli: str = Field(description="TSV file, relative to the project folder.")
-    design: str = Field(description="YAML file, relative to the project folder.")
+    stimuli: str = Field(min_length=1, description="TSV file, relative to the project folder.")
+    design: str = Field(min_length=1, description="YAML file, relative to the project folder.")
     model: ModelPart = Field(default_factory=ModelPart)
     dictionary: DictionaryPart
     features: FeaturesPart = Field(default_factory=FeaturesPart)
@@ -119,7 +131,12 @@ class Pipeline(_Part):
         description="Control representations, shown as rows beside the result.",
     )
     report: ReportPart = Field(default_factory=ReportPart)
-    seed: int = Field(0, ge=0, description="Seed of every random draw.")
+    seed: int = Field(0, ge=0, lt=2**63, strict=True, description="Seed of every random draw.")
+
+    @field_validator("controls")
+    @classmethod
+    def _controls_once(cls, value: list[str]) -> list[str]:
+        return _once(value)
 
     @field_validator("name")
     @classmethod
@@ -138,13 +155,15 @@ class Pipeline(_Part):
 class TrainingFile(_Part):
     """The file of `neurollm train`: one dictionary."""
 
-    store: str = Field(description="Folder of an activation store made by neurollm harvest.")
-    out: str = Field(description="Folder of the finished dictionary; checkpoints are kept beside it while training.")
+    store: str = Field(min_length=1, description="Folder of an activation store made by neurollm harvest.")
+    out: str = Field(
+        min_length=1, description="Folder of the finished dictionary; checkpoints are kept beside it while training."
+    )
     architecture: Literal["topk"] = Field("topk", description="Kind of sparse autoencoder.")
     n_features: int = Field(4096, ge=1, description="Number of features.")
     k: int = Field(32, ge=1, description="Active features per token.")
     n_tokens: int = Field(5_000_000, ge=1, description="Training length; the store is repeated when it is shorter.")
-    random_state: int = Field(0, ge=0, description="Seed.")
+    random_state: int = Field(0, ge=0, lt=2**63, strict=True, description="Seed.")
 
 
 def read_pipeline(path: str | os.PathLike) -> Pipeline:

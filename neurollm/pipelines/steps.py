@@ -6,13 +6,16 @@ import json
 import logging
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from neurollm.files import sha256_file, sha256_json, write_json
+from neurollm.files import exclusive, sha256_file, sha256_json, write_json, writing
 
 logger = logging.getLogger("neurollm")
+
+_NOT_FOR_USERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning, ImportWarning)
 
 
 class StepCache:
@@ -37,11 +40,19 @@ class StepCache:
         self.folder = folder
         self.seconds: dict[str, float] = {}
         self._file = folder / "steps.json"
-        try:
-            self._done = json.loads(self._file.read_text())
-        except (FileNotFoundError, json.JSONDecodeError):
-            self._done = {}
+        self._done = _read(self._file)
         self._current: list[str] = []
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path) -> Iterator[StepCache]:
+        """The cache of a study's folder, which is locked meanwhile; what killed runs left half-written goes."""
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with exclusive(folder):
+            for partial in folder.rglob(".*.tmp"):
+                partial.unlink(missing_ok=True)
+            yield cls(folder)
 
     @property
     def warnings(self) -> list[str]:
@@ -62,28 +73,40 @@ class StepCache:
         Returns
         -------
         str
-            Key of the step's result, to be an input of later steps.
+            Hash of the step's inputs and results, to be an input of later steps.
         """
         key = sha256_json({"step": name, "inputs": inputs})
         self._current.append(name)
-        if self._is_current(name, key):
-            return key
+        if not self._is_current(name, key):
+            self._compute(name, key, function)
+        return sha256_json([key, self._done[name]["files"]])
+
+    def _compute(self, name: str, key: str, function: Callable[[], list[Path]]) -> None:
         start = time.monotonic()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             files = function()
-        sentences = sorted({str(entry.message) for entry in caught if entry.category is UserWarning})
+        sentences = sorted({str(entry.message) for entry in caught if not issubclass(entry.category, _NOT_FOR_USERS)})
         for sentence in sentences:
             logger.warning("%s", sentence)
         self.seconds[name] = round(time.monotonic() - start, 2)
         self._done[name] = {
             "key": key,
-            "files": {str(file.relative_to(self.folder)): sha256_file(file) for file in sorted(files)},
+            "files": {file.relative_to(self.folder).as_posix(): sha256_file(file) for file in sorted(files)},
             "warnings": sentences,
         }
         write_json(self._file, dict(sorted(self._done.items())))
         logger.info("%s: done in %.1f s", name, self.seconds[name])
-        return key
+
+    def forget_others(self) -> None:
+        """Remove the results of steps, contrasts and controls that are no longer part of the study."""
+        self._done = {name: entry for name, entry in self._done.items() if name in self._current}
+        kept = {file for entry in self._done.values() for file in entry["files"]}
+        for file in [*self.folder.glob("glm/*"), *self.folder.glob("*.json")]:
+            name = file.relative_to(self.folder).as_posix()
+            if name not in kept and name not in ("steps.json", "log.json"):
+                file.unlink()
+        write_json(self._file, dict(sorted(self._done.items())))
 
     def _is_current(self, name: str, key: str) -> bool:
         entry = self._done.get(name)
@@ -95,3 +118,17 @@ class StepCache:
                 for file, digest in entry["files"].items()
             )
         )
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """The finished steps; nothing when the file is absent or damaged, so that all is computed again."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
+    shape = {"key": str, "files": dict, "warnings": list}
+    return {
+        name: entry
+        for name, entry in (value.items() if isinstance(value, dict) else ())
+        if isinstance(entry, dict) and all(isinstance(entry.get(field), kind) for field, kind in shape.items())
+    }

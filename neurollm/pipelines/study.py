@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import platform
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,16 +11,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import sha256_file, slug, write_json, write_text
-from neurollm.pipelines.contexts import collect_contexts, corpus_of
+from neurollm.pipelines.contexts import collect_contexts, read_corpora
 from neurollm.pipelines.controls import control_rows
 from neurollm.pipelines.project import Project
-from neurollm.pipelines.schema import Pipeline, resolved
+from neurollm.pipelines.schema import Pipeline, read_pipeline, resolved
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
-    from neurollm.designs import CategoricalDesign
+    from neurollm.designs import CategoricalDesign, Contrast, Exchangeability
     from neurollm.dictionaries import Dictionary
     from neurollm.glm import ContrastResult
     from neurollm.models import LanguageModel
@@ -44,6 +48,11 @@ class Study:
     file: Path
     pipeline: Pipeline
     verbose: int = 1
+
+    @classmethod
+    def read(cls, path: str | os.PathLike, verbose: int = 1) -> Study:
+        """The study of a pipeline file."""
+        return cls(Project.of(path), Path(path), read_pipeline(path), verbose)
 
     @property
     def folder(self) -> Path:
@@ -76,21 +85,22 @@ class Study:
         from neurollm.models import load_model
 
         part = self.pipeline.model
-        return load_model(self._local(part.name), device=part.device, dtype=part.dtype)
+        return load_model(self._model_source(), device=part.device, dtype=part.dtype)
 
     @cached_property
     def dictionary(self) -> Dictionary:
         from neurollm.dictionaries import RandomDirections, RawUnits, load_dictionary
-        from neurollm.errors import DataMismatch
         from neurollm.models import Site
 
         part, site_part = self.pipeline.dictionary, self.pipeline.model.site
         site = None if site_part is None else Site(site_part.layer, site_part.stream)
+        if part.kind is not None:
+            self.model.module_at(site)  # refuses a site that the model does not have
         if part.kind == "raw_units":
             return RawUnits(site, self.model.d_model)
         if part.kind == "random_directions":
             return RandomDirections(site, self.model.d_model, 4 * self.model.d_model, self.pipeline.seed)
-        dictionary = load_dictionary(part.name or self._local(part.path))
+        dictionary = load_dictionary(part.name or self.project.path(part.path))
         if site is not None and site != dictionary.site:
             raise DataMismatch(
                 f"{self.file}: model.site is {site}, but the dictionary was trained at {dictionary.site}; "
@@ -98,10 +108,37 @@ class Study:
             )
         return dictionary
 
-    def _local(self, name: str) -> str:
-        """A name, or the path it stands for inside the project."""
+    def _model_source(self) -> str:
+        """The model's name, or its folder in the project; never a folder that merely lies where the user stands."""
+        name = self.pipeline.model.name
+        if name in ("demo", "minilm"):
+            return name
         path = self.project.path(name)
-        return str(path) if path.exists() else name
+        if not path.is_dir() and Path(name).is_dir():
+            raise InvalidInput(
+                f"{self.file}: model.name {name!r} is no folder of the project {self.project.root}; "
+                "give its path from there, or an absolute path"
+            )
+        return str(path) if path.is_dir() else name
+
+    def refuse_other_study(self) -> None:
+        """Two pipeline files must not share one folder of results.
+
+        Raises
+        ------
+        DataMismatch
+            If the folder holds the results of another pipeline file.
+        """
+        try:
+            other = json.loads((self.folder / "manifest.json").read_text(encoding="utf-8"))["pipeline"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        same = self.file.resolve() == (self.folder / "config.yaml").resolve()
+        if not same and other != self.project.relative(self.file) and self.project.path(other).is_file():
+            raise DataMismatch(
+                f"{self.file}: the study {self.pipeline.name!r} already has results of {other} in {self.folder}; "
+                "give this pipeline another name"
+            )
 
     # Trials -----------------------------------------------------------------------------
 
@@ -110,7 +147,7 @@ class Study:
         return {
             "neurollm": version("neurollm"),
             "stimuli": self.stimuli.sha256,
-            "model": self.model.describe(),
+            "model": [self.model.fingerprint, str(self.model.dtype), str(self.model.device)],
             "dictionary": self.dictionary.fingerprint,
             "site": self.dictionary.site.to_dict(),
             "tokens": self.pipeline.features.tokens,
@@ -129,10 +166,28 @@ class Study:
         """Run the stimuli and save ``trials.h5ad``."""
         from neurollm.masking import save_trials
 
-        self.design.design_matrix(self.stimuli.table.set_index("stimulus_id"))  # refuse a bad design first
+        self.plans()  # refuse a bad design before the model runs
         file = self.folder / "trials.h5ad"
         save_trials(self.masked(self.model, self.dictionary), file)
         return [file]
+
+    def plans(self) -> dict[str, tuple[Contrast, Exchangeability]]:
+        """Every contrast with what is exchanged for it, from the stimuli alone."""
+        from neurollm.designs import Contrast
+
+        levels = self.design.levels(self.obs)
+        plans = {}
+        for name, expression in self.contrasts.items():
+            contrast = Contrast.parse(expression, levels, name)
+            plans[name] = (contrast, self.design.exchangeability(self.obs, contrast))
+        return plans
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """The stimulus table as trials will carry it."""
+        from neurollm.masking import trial_table
+
+        return trial_table(self.stimuli)
 
     @cached_property
     def trials(self) -> AnnData:
@@ -141,6 +196,15 @@ class Study:
         return anndata.read_h5ad(self.folder / "trials.h5ad")
 
     # Stimulus audit ---------------------------------------------------------------------
+
+    def audit_inputs(self) -> dict[str, Any]:
+        """What the audit depends on: the table, and what the sidecar says of its columns."""
+        return {
+            "neurollm": version("neurollm"),
+            "stimuli": self.stimuli.sha256,
+            "columns": self.stimuli.columns,
+            "levels": {factor: self.stimuli.levels(factor) for factor in self.stimuli.factors},
+        }
 
     def write_audit(self) -> list[Path]:
         """Measure the confounds of the stimuli and save ``audit.json``."""
@@ -188,10 +252,12 @@ class Study:
         return files
 
     def _design_record(self) -> dict[str, Any]:
+        import pandas as pd
+
         obs = self.trials.obs
         matrix = self.design.design_matrix(obs)
-        exchange = self.design.exchangeability(obs)
-        cells = obs.groupby([self.design.factor, "template"], observed=True).size().reset_index(name="n")
+        cells = pd.crosstab(obs[self.design.factor].astype(str), obs["template"].astype(str))
+        exchanged = {name: exchange.to_dict() for name, (_, exchange) in self.plans().items()}
         return self.design.to_dict() | {
             "levels": list(self.design.levels(obs)),
             "matrix": {
@@ -199,13 +265,13 @@ class Study:
                 "index": list(matrix.index),
                 "rows": matrix.to_numpy(dtype=float).tolist(),
             },
-            "cells": cells.rename(columns={self.design.factor: "level"}).to_dict(orient="records"),
-            "exchangeability": {
-                "kind": exchange.kind,
-                "sentence": exchange.sentence,
-                "n_units": exchange.n_units,
-                "n_possible": exchange.n_possible,
-            },
+            "cells": [
+                {"level": level, "template": template, "n": int(cells.loc[level, template])}
+                for level in cells.index
+                for template in cells.columns
+            ],
+            "exchangeability": next(iter(exchanged.values())),
+            "exchangeability_by_contrast": exchanged,
             "contrasts": self.contrasts,
         }
 
@@ -220,9 +286,8 @@ class Study:
 
     def context_inputs(self) -> dict[str, Any]:
         """What the top contexts depend on, beside the contrasts."""
-        part = self.pipeline.analyses.contexts
-        corpus = corpus_of(part.corpus, self.project, self.pipeline)
-        return {"corpus": corpus.sha256, "top": part.top, "features": self.pipeline.report.top}
+        corpora = {source: corpus.sha256 for source, corpus in read_corpora(self).items()}
+        return {"corpora": corpora, "top": self.pipeline.analyses.contexts.top, "features": self.pipeline.report.top}
 
     def write_contexts(self) -> list[Path]:
         """Find the top contexts of the features in the report and save ``contexts.json``."""
@@ -249,13 +314,15 @@ class Study:
         from neurollm.masking import provenance
 
         made = provenance(self.trials)
-        inputs = [self.file, self.project.path(self.pipeline.stimuli), self.project.path(self.pipeline.design)]
+        stimuli = self.project.path(self.pipeline.stimuli)
+        inputs = [self.file, stimuli, stimuli.with_suffix(".json"), self.project.path(self.pipeline.design)]
         return {
             "name": self.pipeline.name,
+            "pipeline": self.project.relative(self.file),
             "command": f"neurollm run {self.project.relative(self.file)}",
             "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
             "seed": self.pipeline.seed,
-            "inputs": {self.project.relative(file): sha256_file(file) for file in inputs},
+            "inputs": {self.project.relative(file): sha256_file(file) for file in inputs if file.is_file()},
             "model": made["model"],
             "site": made["site"],
             "dictionary": made["dictionary"],
