@@ -22,7 +22,7 @@ from pathlib import Path
 from neurollm import datasets
 from neurollm.pipelines import new_project
 
-TRAINING = "store: store\nout: sae\nn_features: 512\nk: 16\nn_tokens: 400000\n"
+TRAINING = "store: store\nout: sae\nn_features: 512\nk: 16\nn_tokens: 1200000\n"
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 Hedges' g is ``J(df) · t · unit`` with the exact ``J = Γ(df/2) / (√(df/2) Γ((df−1)/2))``; its interval
 inverts the noncentral t distribution: the noncentralities under which the observed t is the
-97.5th and the 2.5th percentile, times ``J · unit``.
+97.5th and the 2.5th percentile, times ``J · unit``. The inversion is this module's own:
+``scipy.special.nctdtrinc`` does not return for large t with few degrees of freedom.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import numpy as np
 from scipy import special
 
 from neurollm.stats.arrays import column_blocks
+
+_MAX_STEPS = 60  # four to eight are usual
+_PRECISION = 1e-9  # of the percentile, in standard deviations of a normal distribution
 
 
 def hedges_g(
@@ -33,17 +37,61 @@ def hedges_g(
     -------
     g, low, high : ndarray
         NaN where t is NaN; an infinite t gives an infinite g without an interval.
-        The interval's coverage is solved to about 1e-5.
+        The interval's coverage is solved to about 1e-5, for any t in bounded time.
     """
     t = np.asarray(t, float)
     finite = np.isfinite(t)
     factor = small_sample_factor(df) * unit
     tail = (1 - confidence) / 2
     low, high = np.full(t.shape, np.nan), np.full(t.shape, np.nan)
-    low[finite] = special.nctdtrinc(df, 1 - tail, t[finite]) * factor
-    high[finite] = -special.nctdtrinc(df, 1 - tail, -t[finite]) * factor
+    low[finite] = _noncentrality(t[finite], df, 1 - tail) * factor
+    high[finite] = -_noncentrality(-t[finite], df, 1 - tail) * factor
     with np.errstate(invalid="ignore"):
         return t * factor, low, high
+
+
+def _noncentrality(t: np.ndarray, df: float, probability: float) -> np.ndarray:
+    """The noncentralities under which t stands at percentile `probability`.
+
+    As t = (Z + nc) / S with S = √(χ²/df), nc is a quantile of t·S − Z. For large t that is the quantile
+    of t·S, corrected for the spread of Z to first order; nctdtr gives up there.
+    """
+    nc = _quantile_of_scale(t, df, 1 - probability)
+    far = np.abs(t) > 100 + 20 * np.sqrt(df)
+    q = nc[far] / t[far]
+    nc[far] -= ((df - 1) / q - df * q) / (2 * t[far])
+    nc[~far] = _invert(t[~far], df, probability)
+    return nc
+
+
+def _quantile_of_scale(t: np.ndarray, df: float, probability: float) -> np.ndarray:
+    """Quantile of t·S, S = √(χ²/df), for either sign of t."""
+    # chdtri takes the upper tail, which for a negative t is the lower tail of the product.
+    return t * np.sqrt(special.chdtri(df, np.where(t < 0, probability, 1 - probability)) / df)
+
+
+def _invert(t: np.ndarray, df: float, probability: float) -> np.ndarray:
+    """Solve nctdtr(df, nc, t) = probability, by secants on the probit scale (nearly straight there) inside a bracket."""
+    goal, half = special.ndtri(probability), (1 - probability) / 2
+    # Half of the tail for S and half for Z: the solution cannot lie outside.
+    low = _quantile_of_scale(t, df, half) + special.ndtri(half)
+    high = _quantile_of_scale(t, df, 1 - probability / 2) - special.ndtri(probability / 2)
+    spread = np.sqrt(1 + t**2 / (2 * df))
+    x, slope, last = np.clip(t - goal * spread, low, high), -1 / spread, None
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for _ in range(_MAX_STEPS):
+            miss = special.ndtri(special.nctdtr(df, x, t)) - goal
+            done = (np.abs(miss) < _PRECISION) | (high - low < 1e-12 * (1 + np.abs(x)))
+            if done.all():
+                break
+            if last is not None:
+                secant = (miss - last[1]) / (x - last[0])
+                slope = np.where(np.isfinite(secant) & (secant < 0), secant, slope)
+            low, high, last = np.where(miss > 0, x, low), np.where(miss <= 0, x, high), (x, miss)
+            step = x - miss / slope
+            step = np.where((step > low) & (step < high), step, (low + high) / 2)
+            x = np.where(done, x, step)
+    return x
 
 
 def small_sample_factor(df: float) -> float:

@@ -1,5 +1,7 @@
 """t statistics, effect sizes, descriptives, AUC and BH against independent implementations."""
 
+import time
+
 import numpy as np
 import pandas as pd
 import pingouin
@@ -8,7 +10,7 @@ import statsmodels.formula.api as smf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
-from scipy.special import gamma
+from scipy.special import gamma, nctdtrinc
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats.multitest import multipletests
 
@@ -22,6 +24,7 @@ from neurollm.stats import (
     r_to_t,
     sides,
     sign_flip,
+    small_sample_factor,
     t_interval,
     whole_item,
     within_item,
@@ -112,8 +115,8 @@ def test_constant_perfect_and_broken_columns():
 def test_interval_of_g_inverts_the_noncentral_t(t, df):
     _, low, high = hedges_g(np.array([t]), df, 1.0)
     factor = hedges_g(np.array([1.0]), df, 1.0)[0][0]
-    assert stats.nct.cdf(t, df, low[0] / factor) == pytest.approx(0.975, abs=2e-5)
-    assert stats.nct.cdf(t, df, high[0] / factor) == pytest.approx(0.025, abs=2e-5)
+    assert stats.nct.cdf(t, df, low[0] / factor) == pytest.approx(0.975, abs=1e-6)
+    assert stats.nct.cdf(t, df, high[0] / factor) == pytest.approx(0.025, abs=1e-6)
 
 
 def test_g_equals_pingouin():
@@ -131,6 +134,32 @@ def test_g_is_nan_or_infinite_where_t_is():
     g, low, high = hedges_g(np.array([np.nan, np.inf, 0.0]), 10, 0.3)
     assert np.isnan(g[0]) and np.isinf(g[1]) and g[2] == 0
     assert np.isnan(low[:2]).all() and low[2] == pytest.approx(-high[2])
+
+
+def test_interval_of_g_agrees_with_scipy():
+    for df in (2, 7, 29, 300):
+        t = np.linspace(-30, 30, 41)
+        _, low, high = hedges_g(t, df, 1.0)
+        factor = small_sample_factor(df)
+        np.testing.assert_allclose(low / factor, nctdtrinc(df, 0.975, t), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(high / factor, nctdtrinc(df, 0.025, t), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("df", [1, 2, 7, 29, 300, 10_000])
+def test_interval_of_g_for_any_t_in_bounded_time(df):
+    edge = 100 + 20 * np.sqrt(df)
+    t = np.array([edge, np.nextafter(edge, np.inf), 3.9e5, 1e6, 1e300])
+    start = time.perf_counter()
+    _, low, high = hedges_g(np.concatenate([t, -t]), df, 1.0)
+    assert time.perf_counter() - start < 2
+    assert np.isfinite([low, high]).all()
+    np.testing.assert_allclose(high[5:], -low[:5])
+    factor = small_sample_factor(df) or 1.0
+    np.testing.assert_allclose(low[1], low[0], rtol=1e-4)  # where the large-t form takes over
+    np.testing.assert_allclose(high[1], high[0], rtol=1e-4)
+    if df > 1:
+        scale = np.sqrt(stats.chi2.ppf([0.025, 0.975], df) / df) * factor
+        np.testing.assert_allclose([low[3] / 1e6, high[3] / 1e6], scale, rtol=1e-5)
 
 
 @pytest.mark.parametrize("store", [np.asarray, sparse.csr_array])
