@@ -81,14 +81,13 @@ def shown(value: Any) -> str:
     if isinstance(value, datetime.date):
         return str(value)
     if isinstance(value, str):
-        text = repr(value[: _LONGEST + 1])
-    else:
-        sizes = reprlib.Repr()
-        sizes.maxlevel, sizes.maxstring, sizes.maxother, sizes.maxlong = 4, _LONGEST, _LONGEST, _LONGEST
-        try:
-            text = sizes.repr(value)
-        except ValueError:  # a number with more digits than Python writes
-            return "a very large number"
+        return repr(value) if len(value) <= _LONGEST else f"{value[: _LONGEST - 3]!r}..."
+    sizes = reprlib.Repr()
+    sizes.maxlevel, sizes.maxstring, sizes.maxother, sizes.maxlong = 4, _LONGEST, _LONGEST, _LONGEST
+    try:
+        text = sizes.repr(value)
+    except ValueError:  # a number with more digits than Python writes
+        return "a very large number"
     return shortened(text)
 
 
@@ -352,12 +351,12 @@ def _walk(location: tuple, model: Any) -> _Place:
         if tagged and not any(step in option.model_fields for option in models):
             here = tagged
             continue
+        if step == "[key]" and index == len(location) - 1 and index:
+            key = True
+            continue
         if len(candidates) > 1:
             here = [option for option in candidates if _label(option) == step] or candidates[:1]
             union = location[:index]
-            continue
-        if step == "[key]" and index == len(location) - 1 and index:
-            key = True
             continue
         parent = models[0] if models else None
         names.append(str(step))

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from neurollm.errors import InvalidInput
-from neurollm.validation import closest, listed
+from neurollm.validation import closest, listed, shortened, shown
 
 _SUM_TOLERANCE = 1e-9
 
@@ -65,7 +65,7 @@ class Contrast:
         """
         levels = tuple(str(level) for level in levels)
         if isinstance(spec, Contrast):
-            spec, name = dict(zip(spec.levels, spec.weights, strict=True)), name or spec.name
+            spec, name = dict(zip(spec.levels, spec.weights, strict=True)), spec.name if name is None else name
         if isinstance(spec, str):
             weights, expression = _from_text(spec, levels), spec.strip()
         elif isinstance(spec, Mapping):
@@ -75,7 +75,7 @@ class Contrast:
             weights = _from_vector(spec, levels)
             expression = _as_text(weights, levels)
         _check_weights(weights, expression, levels)
-        return cls(name or expression, expression, levels, tuple(float(weight) for weight in weights))
+        return cls(expression if name is None else name, expression, levels, tuple(float(weight) for weight in weights))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -85,27 +85,27 @@ class Contrast:
 
 def _check_weights(weights: np.ndarray, expression: str, levels: tuple[str, ...]) -> None:
     if not np.isfinite(weights).all():
-        raise InvalidInput(f"contrast '{expression}': every weight must be a finite number.")
+        raise InvalidInput(f"contrast '{shortened(expression)}': every weight must be a finite number.")
     if not weights.any():
-        raise InvalidInput(f"contrast '{expression}': all weights are zero, so nothing is compared.")
+        raise InvalidInput(f"contrast '{shortened(expression)}': all weights are zero, so nothing is compared.")
     if abs(weights.sum()) > _SUM_TOLERANCE * np.abs(weights).max():
         raise InvalidInput(
-            f"contrast '{expression}': the weights of the levels {listed(levels)} sum to {weights.sum():g}; they must "
-            "sum to zero, because otherwise the question is whether activation differs from zero and not whether "
-            "levels differ."
+            f"contrast '{shortened(expression)}': the weights of the levels {listed(levels)} sum to {weights.sum():g}; "
+            "they must sum to zero, because otherwise the question is whether activation differs from zero and "
+            "not whether levels differ."
         )
 
 
 def _unknown(word: str, levels: tuple[str, ...], where: str) -> InvalidInput:
     hint = closest(word, levels) or "."
-    return InvalidInput(f"contrast {where}: unknown level '{word}'{hint} The levels are {listed(levels)}.")
+    return InvalidInput(f"contrast {where}: unknown level '{shortened(word)}'{hint} The levels are {listed(levels)}.")
 
 
 def _from_mapping(spec: Mapping, levels: tuple[str, ...]) -> np.ndarray:
     given = {str(level): weight for level, weight in spec.items()}
     for level in given:
         if level not in levels:
-            raise _unknown(level, levels, str(dict(spec)))
+            raise _unknown(level, levels, shown(dict(spec)))
     return _from_vector([given.get(level, 0.0) for level in levels], levels)
 
 
@@ -113,10 +113,10 @@ def _from_vector(spec: Any, levels: tuple[str, ...]) -> np.ndarray:
     try:
         weights = np.asarray(spec, dtype=float)
     except (TypeError, ValueError):
-        raise InvalidInput(f"contrast {spec!r}: the weights must be numbers.") from None
+        raise InvalidInput(f"contrast {shown(spec)}: the weights must be numbers.") from None
     if weights.shape != (len(levels),):
         raise InvalidInput(
-            f"contrast {spec!r}: expected one weight for each of the {len(levels)} levels {listed(levels)}."
+            f"contrast {shown(spec)}: expected one weight for each of the {len(levels)} levels {listed(levels)}."
         )
     return weights
 
@@ -147,17 +147,17 @@ def _from_text(text: str, levels: tuple[str, ...]) -> np.ndarray:
             raise ValueError("empty")
     except Exception as error:  # formulaic raises many kinds for text it cannot read
         raise InvalidInput(
-            f"contrast '{text}': not a linear combination of the levels {listed(levels)}, such as "
-            f"'{levels[0]} - {levels[-1]}'."
+            f"contrast '{shortened(text)}': not a linear combination of the levels {listed(levels)}, such as "
+            f"'{shortened(levels[0])} - {shortened(levels[-1])}'."
         ) from error
     if matrix.shape[0] != 1:
         raise InvalidInput(
-            f"contrast '{text}': expected one question, found {matrix.shape[0]}; give each its own name."
+            f"contrast '{shortened(text)}': expected one question, found {matrix.shape[0]}; give each its own name."
         )
     if values.any():
         raise InvalidInput(
-            f"contrast '{text}': contains a number that multiplies no level; write a level whose name is a number in "
-            "backticks."
+            f"contrast '{shortened(text)}': contains a number that multiplies no level; write a level whose name "
+            "is a number in backticks."
         )
     return matrix[0]
 
@@ -180,7 +180,7 @@ def _substitute(text: str, levels: tuple[str, ...], names: list[str]) -> str:
         if kind == "number":
             return found
         if kind == "word" or found not in replacement:
-            raise _unknown(found, levels, f"'{text}'")
+            raise _unknown(found, levels, f"'{shortened(text)}'")
         return replacement[found]
 
     return pattern.sub(replace, text)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from neurollm.designs.categorical import CategoricalDesign
 from neurollm.errors import InvalidInput
-from neurollm.validation import read_yaml, validate
+from neurollm.validation import one_line, read_yaml, shown, validate
 
 ContrastSpec = str | dict[str, float] | list[float]
 
@@ -31,6 +31,16 @@ class CategoricalSpec(BaseModel):
         "in level order. Weights sum to zero.",
         min_length=1,
     )
+
+    @field_validator("contrasts")
+    @classmethod
+    def _readable_names(cls, contrasts: dict[str, ContrastSpec]) -> dict[str, ContrastSpec]:
+        for name in contrasts:
+            if not name.strip():
+                raise ValueError("a contrast has an empty name; give it one, it names the result")
+            if one_line(name) != name:
+                raise ValueError(f"the contrast name {shown(name)} contains a control character; use printable text")
+        return contrasts
 
     def design(self) -> CategoricalDesign:
         """The design object these fields describe."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -220,7 +222,7 @@ class ContrastResult:
             return cls(**scalars, **columns, null_max=null_max)
         except FileNotFoundError as error:
             raise DataMismatch(f"{error.filename}: is missing; it belongs to {path.name}.") from None
-        except (KeyError, TypeError, ValueError, OSError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise DataMismatch(
                 f"{path}: the files of this result are damaged ({error}); run the contrast again."
             ) from None

@@ -71,7 +71,7 @@ def _quantile_of_scale(t: np.ndarray, df: float, probability: float) -> np.ndarr
 
 
 def _invert(t: np.ndarray, df: float, probability: float) -> np.ndarray:
-    """Solve nctdtr(df, nc, t) = probability, by secants on the probit scale (nearly straight there) inside a bracket."""
+    """Solve nctdtr(df, nc, t) = probability, by secants on the probit scale (nearly straight) inside a bracket."""
     goal, half = special.ndtri(probability), (1 - probability) / 2
     # Half of the tail for S and half for Z: the solution cannot lie outside.
     low = _quantile_of_scale(t, df, half) + special.ndtri(half)

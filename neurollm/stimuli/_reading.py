@@ -75,6 +75,10 @@ def read_json_object(path: Path) -> dict[str, Any]:
         ) from None
     except UnicodeEncodeError:
         raise InvalidInput(f"{path}: an escape \\ud8.. is half of a character; write the whole pair") from None
+    except InvalidInput:
+        raise
+    except ValueError:
+        raise InvalidInput(f"{path}: the JSON holds a number with too many digits; put it in quotes") from None
     except RecursionError:
         raise InvalidInput(f"{path}: the JSON is nested too deeply; a flat object is expected") from None
     if not isinstance(value, dict):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping
@@ -13,8 +12,11 @@ import numpy as np
 import pandas as pd
 
 from neurollm.errors import InvalidInput
+from neurollm.validation import closest
 
 RESERVED = ("stimulus_id", "text", "item", "template", "target", "split")
+# What the trial table adds to the stimuli, and the name under which an unnamed index is stored.
+TRIAL_COLUMNS = ("n_tokens", "position", "_index")
 ROLES = ("factor", "covariate", "block", "note")
 # Control characters, line and paragraph separators, and halves of surrogate pairs.
 _FORBIDDEN = ("Cc", "Zl", "Zp", "Cs")
@@ -39,13 +41,6 @@ class Origin:
     def field(self, row: int, column: str) -> str:
         """Source, place and column of one field."""
         return f"{self.row(row)}, column {column!r}"
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """A hint ``(did you mean 'x'?)`` if one of the known names resembles `name`."""
-    lowered = {str(k).strip().lower(): str(k) for k in known}
-    match = difflib.get_close_matches(name.strip().lower(), lowered, n=1, cutoff=0.5)
-    return f" (did you mean {lowered[match[0]]!r}?)" if match else ""
 
 
 def quoted(names: Iterable[str]) -> str:
@@ -79,16 +74,20 @@ def complete_table(table: pd.DataFrame, origin: Origin, item_column: str | None)
         twice = table.columns[table.columns.duplicated()][0]
         raise InvalidInput(f"{source}: column {twice!r} occurs more than once; keep one")
     for column in table.columns:
+        if column in TRIAL_COLUMNS:
+            raise InvalidInput(f"{source}: the column name {column!r} is used by the trial table; rename the column")
         problem = forbidden_character(column)
         if problem:
             raise InvalidInput(f"{source}: the name of column {column!r} contains {problem}; rename it")
     if table.empty:
         raise InvalidInput(f"{source}: there are no stimuli; give at least one row")
     _require(table, "text", source, "")
+    table = _name_items(table, source, item_column)
     numbered = [f"s{i:04d}" for i in range(1, len(table) + 1)]
     if "stimulus_id" not in table:
         table["stimulus_id"] = numbered
-    table = _name_items(table, source, item_column)
+    if item_column is None:
+        table["item"] = table["stimulus_id"]
     if "template" not in table:
         table["template"] = "t1"
     for column in table.columns:
@@ -114,8 +113,10 @@ def _name_items(table: pd.DataFrame, source: str, item_column: str | None) -> pd
     if item_column is None:
         if "item" in table:
             raise InvalidInput(f"{source}: item_column=None, but the table has a column 'item'; leave the argument out")
-        return table.assign(item=table["stimulus_id"])
-    advice = "; name it with item_column=..., or pass item_column=None if every stimulus is its own item"
+        return table
+    advice = ""
+    if item_column == "item":
+        advice = "; the column 'item' names the content unit: stimuli that say the same in other words share its value"
     _require(table, item_column, source, advice)
     if item_column == "item":
         return table

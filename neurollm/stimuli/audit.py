@@ -45,7 +45,8 @@ import pandas as pd
 
 from neurollm.errors import InvalidInput
 from neurollm.stimuli._lexical import LeaveOneItemOut, telltale_ngrams
-from neurollm.stimuli._validation import closest, quoted
+from neurollm.stimuli._validation import quoted
+from neurollm.validation import closest
 
 if TYPE_CHECKING:
     from neurollm.stimuli.stimulus_set import StimulusSet

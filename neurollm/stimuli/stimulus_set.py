@@ -16,6 +16,7 @@ from neurollm import files
 from neurollm.errors import InvalidInput
 from neurollm.stimuli import _validation as rules
 from neurollm.stimuli._reading import read_json_object, read_rows
+from neurollm.validation import closest
 
 if TYPE_CHECKING:
     from neurollm.stimuli.audit import AuditReport
@@ -86,10 +87,11 @@ class StimulusSet:
     ) -> None:
         """Check a completed table against its sidecar and keep both."""
         self.description, described = rules.split_sidecar(sidecar, table, origin)
-        for column, entry in described.items():
-            if entry.get("role") == "covariate" and all(_NUMBER.fullmatch(str(v)) for v in table[column]):
-                table[column] = table[column].astype(float)
         self.factors = rules.resolve_factors(table, described, factors, origin.source)
+        for column, entry in described.items():
+            covariate = entry.get("role") == "covariate" and column not in self.factors
+            if covariate and all(_NUMBER.fullmatch(str(value)) for value in table[column]):
+                table[column] = table[column].astype(float)
         for factor in self.factors:
             table[factor] = table[factor].map(str).astype(object)
             rules.check_levels(table, factor, described.get(factor, {}).get("Levels", {}), origin)
@@ -212,7 +214,7 @@ class StimulusSet:
     def levels(self, factor: str) -> tuple[str, ...]:
         """The levels of a factor, in the order of the sidecar or else of first appearance."""
         if factor not in self.factors:
-            hint = rules.closest(factor, self.factors)
+            hint = closest(factor, self.factors)
             raise InvalidInput(f"{self.name}: {factor!r} is not among the factors {rules.quoted(self.factors)}{hint}")
         present = dict.fromkeys(self._table[factor])
         declared = [level for level in self._columns.get(factor, {}).get("Levels", {}) if level in present]
@@ -257,14 +259,14 @@ class StimulusSet:
             if column not in self._table:
                 raise InvalidInput(
                     f"{self.name}: there is no column {column!r}; the columns are "
-                    f"{rules.quoted(self._table.columns)}{rules.closest(column, self._table.columns)}"
+                    f"{rules.quoted(self._table.columns)}{closest(column, self._table.columns)}"
                 )
             present = list(dict.fromkeys(self._table[column]))
             for value in wanted:
                 if value not in present:
                     raise InvalidInput(
                         f"{self.name}: column {column!r} has no value {value!r}; it has {rules.quoted(present)}"
-                        f"{rules.closest(str(value), map(str, present))}"
+                        f"{closest(str(value), map(str, present))}"
                     )
             keep &= self._table[column].isin(wanted)
         if not keep.any():

@@ -65,6 +65,18 @@ def test_mistakes_are_answered(spec, words):
     assert words in str(caught.value)
 
 
+def test_an_empty_name_is_a_name():
+    assert Contrast.parse("a - b", "ab", "").name == ""
+    assert Contrast.parse(Contrast.parse("a - b", "ab", "x"), "ab", "").name == ""
+
+
+@pytest.mark.parametrize("spec", ["x" * 5000, "l1 - " * 2000 + "l2", {"y" * 5000: 1}, list(range(5000)), "l1"])
+def test_long_texts_are_cut(spec):
+    with pytest.raises(InvalidInput) as caught:
+        Contrast.parse(spec, [f"l{index}" for index in range(500)])
+    assert len(str(caught.value)) < 700
+
+
 LEVEL = st.text(st.characters(categories=("L", "N", "P", "S", "Zs"), exclude_characters="`"), min_size=1, max_size=8)
 
 

@@ -240,6 +240,19 @@ def test_damaged_results_are_refused(tmp_path):
         ContrastResult.load(tmp_path / "absent.json")
 
 
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "text"])
+def test_a_damaged_null_distribution_is_refused(tmp_path, damage):
+    X, obs = study()
+    path = glm().fit(X, obs).compute_contrast("success - failure").save(tmp_path)
+    stored = path.with_suffix(".npz").read_bytes()
+    middle = len(stored) // 2
+    flipped = stored[: middle - 20] + bytes(byte ^ 0xFF for byte in stored[middle - 20 : middle]) + stored[middle:]
+    damaged = {"empty": b"", "cut": stored[:middle], "flipped": flipped, "text": b"PK\x03\x04"}
+    path.with_suffix(".npz").write_bytes(damaged[damage])
+    with pytest.raises(DataMismatch, match="damaged"):
+        ContrastResult.load(path)
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -62,17 +62,17 @@ def test_header_only(tmp_path):
 
 def test_missing_text_column_names_the_closest(tmp_path):
     text = message(write(tmp_path, ["txt\titem", "Hello.\ta"]))
-    assert "column 'text' is missing; the columns are 'txt', 'item' (did you mean 'txt'?)" in text
+    assert "column 'text' is missing; the columns are 'txt', 'item'; did you mean 'txt'?" in text
 
 
 def test_commas_instead_of_tabs(tmp_path):
     assert "separated by tabs, not commas" in message(write(tmp_path, ["text,item", "Hello.,a"]))
 
 
-def test_missing_item_column_says_how_to_do_without(tmp_path):
+def test_missing_item_column_says_what_it_is(tmp_path):
     path = write(tmp_path, ["text\tpair\toutcome", "A one.\tp\tx", "A two.\tp\ty"])
-    assert "column 'item' is missing" in message(path)
-    assert "item_column=None" in message(path)
+    assert "column 'item' is missing; the columns are 'text', 'pair', 'outcome'" in message(path)
+    assert "names the content unit" in message(path) and "item_column=" not in message(path)
     assert StimulusSet.read_tsv(path, item_column="pair").table["item"].tolist() == ["p", "p"]
     alone = StimulusSet.read_tsv(write(tmp_path, ["text\toutcome", "A.\tx", "B.\ty", "C.\ty"]), item_column=None)
     assert alone.table["item"].tolist() == ["s0001", "s0002", "s0003"]
@@ -166,6 +166,23 @@ def test_undeclared_level_names_line_and_closest(tmp_path):
     assert "did you mean 'failed'?" in text
 
 
+@pytest.mark.parametrize("name", ["n_tokens", "position", "_index"])
+def test_names_of_the_trial_table_are_refused(tmp_path, name):
+    path = write(tmp_path, [f"{HEADER}\t{name}", f"{GOOD[0]}\t1", f"{GOOD[1]}\t2"])
+    assert f"the column name '{name}' is used by the trial table; rename the column" in message(path)
+
+
+def test_a_sidecar_with_an_endless_number(tmp_path):
+    path = write(tmp_path, [HEADER, *GOOD], '{"outcome": {"n": ' + "9" * 5000 + "}}")
+    assert "too many digits" in message(path)
+
+
+def test_levels_of_a_factor_stay_text():
+    table = pd.DataFrame({"text": ["A.", "B."], "item": ["a", "a"], "dose": ["1", "2"]})
+    stimuli = StimulusSet(table, factors=["dose"], columns={"dose": {"role": "covariate"}})
+    assert stimuli.levels("dose") == ("1", "2")
+
+
 def test_a_level_per_stimulus_is_no_factor(tmp_path):
     path = write(tmp_path, ["text\titem\tscore", "A.\ta\t1", "B.\tb\t2", "C.\tc\t3"])
     assert "a different level for each of the 3 stimuli; give the column the role 'covariate'" in message(path)
@@ -191,7 +208,7 @@ def test_bad_table_in_memory(table, expected):
 
 def test_unknown_factor_is_answered_with_the_closest():
     table = pd.DataFrame({"text": ["A.", "B."], "item": ["a", "a"], "outcome": ["x", "y"]})
-    with pytest.raises(InvalidInput, match=r"factor 'outcme' is not among the columns 'outcome' \(did you mean"):
+    with pytest.raises(InvalidInput, match=r"factor 'outcme' is not among the columns 'outcome'; did you mean"):
         StimulusSet(table, factors=["outcme"])
 
 
