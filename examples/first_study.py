@@ -17,14 +17,14 @@ lm, sae = load_model("demo"), load_dictionary("demo")
 stimuli = StimulusSet.read_tsv(example_project_path() / "stimuli" / "success.tsv")
 print(stimuli.audit())
 
-trials = FeatureMasker(lm, sae).fit_transform(stimuli)
+trials = FeatureMasker(lm, sae, tokens="target").fit_transform(stimuli)
 glm = FeatureGLM(CategoricalDesign("outcome"), n_perm=2_000, min_active_items=8).fit(trials)
 result = glm.compute_contrast("success - failure")
 print(result.verdict())
 print(result.to_frame().head(10)[["feature", "effect_size", "rate_positive", "rate_negative", "p_fwer"]])
 
 # The control that decides what the verdict means: do the words alone separate the conditions as well?
-words = FeatureMasker(lm, RawUnits(Site(0, "token_embedding"), lm.d_model)).fit_transform(stimuli)
+words = FeatureMasker(lm, RawUnits(Site(0, "token_embedding"), lm.d_model), tokens="target").fit_transform(stimuli)
 for name, which in {"features": trials, "token embeddings": words}.items():
     score = separability(which.X, which.obs["outcome"], which.obs["item"])
     print(f"{name}: AUROC {score.auroc:.2f} [{score.ci_low:.2f}, {score.ci_high:.2f}] on held-out items")

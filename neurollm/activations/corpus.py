@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -146,13 +145,16 @@ def _json_lines(path: Path) -> list[tuple[str, str]]:
 
 
 def _table(path: Path) -> list[tuple[str, str]]:
-    rows = csv.DictReader(_read_text(path).splitlines(keepends=True), delimiter="\t")
-    if "text" not in (rows.fieldnames or []):
-        found = ", ".join(rows.fieldnames or []) or "nothing"
-        raise InvalidInput(f"{path}: there is no column 'text' (found: {found})")
+    # Verbatim like a stimulus table: a quotation mark is a character, only "\n" ends a line.
+    header, *lines = [line.removesuffix("\r").split("\t") for line in _read_text(path).rstrip("\n").split("\n")]
+    if "text" not in header:
+        raise InvalidInput(f"{path}: there is no column 'text' (found: {', '.join(header) or 'nothing'})")
     documents = []
-    for row in rows:
-        if row["text"] is None:
-            raise InvalidInput(f"{path}: line {rows.line_num} has too few columns; the column 'text' is missing there")
-        documents.append((row.get("stimulus_id") or f"line {rows.line_num}", row["text"]))
+    for number, fields in enumerate(lines, 2):
+        if len(fields) != len(header):
+            raise InvalidInput(
+                f"{path}: line {number} has {len(fields)} tab-separated fields but the header has {len(header)}"
+            )
+        row = dict(zip(header, fields, strict=True))
+        documents.append((row.get("stimulus_id") or f"line {number}", row["text"]))
     return documents

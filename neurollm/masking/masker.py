@@ -42,7 +42,8 @@ class FeatureMasker:
     pool : {"mean", "max", "sum", "last", "none"}, default="mean"
         How the tokens of a window become one trial; ``"none"`` keeps one row per token.
     tokens_per_batch : int, default=8192
-        Padded tokens per forward pass: memory, not results, depends on it.
+        Padded tokens per forward pass. The stimuli of an item always share a pass; beyond
+        rounding, results do not depend on it.
     verbose : int, default=1
 
     Examples
@@ -142,7 +143,7 @@ class FeatureMasker:
         table = stimuli.table.reset_index(drop=True)
         tokenized = self.tokenize(stimuli)
         positions = self._positions(stimuli, tokenized)
-        codes, owners = self._encode(tokenized, positions)
+        codes, owners = self._encode(tokenized, positions, table["item"].tolist())
         return self._assemble(stimuli, table, positions, codes, owners)
 
     def fit_transform(self, stimuli: StimulusSet) -> AnnData:
@@ -150,13 +151,13 @@ class FeatureMasker:
         return self.fit(stimuli).transform(stimuli)
 
     def _encode(
-        self, tokenized: list[TokenizedText], positions: list[np.ndarray]
+        self, tokenized: list[TokenizedText], positions: list[np.ndarray], items: list[str]
     ) -> tuple[sparse.csr_matrix, np.ndarray]:
         """Features of every token in a window, and the stimulus each token belongs to (increasing)."""
         parts, owners = [], []
         sequences = [tokens.ids for tokens in tokenized]
         with Progress("trials", len(sequences), "stimuli", self.verbose) as progress:
-            for rows, batch_owners in self._batches(sequences, positions):
+            for rows, batch_owners in self._batches(sequences, positions, items):
                 parts.append(self.dictionary.encode_sparse(rows))
                 owners.append(batch_owners)
                 progress.advance(len(np.unique(batch_owners)))
@@ -164,9 +165,13 @@ class FeatureMasker:
         order = np.argsort(np.concatenate(owners), kind="stable")
         return codes[order], np.concatenate(owners)[order]
 
-    def _batches(self, sequences: list[np.ndarray], positions: list[np.ndarray]) -> Iterator[tuple[Any, np.ndarray]]:
+    def _batches(
+        self, sequences: list[np.ndarray], positions: list[np.ndarray], items: list[str]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        # An item's stimuli share a batch: in batches sorted by length alone, a condition with longer
+        # texts would be computed in other shapes, and the rounding would become a difference.
         for indices, hidden, _ in iter_activations(
-            self.model, sequences, self.site_, tokens_per_batch=self.tokens_per_batch
+            self.model, sequences, self.site_, tokens_per_batch=self.tokens_per_batch, groups=items
         ):
             sizes = [len(positions[index]) for index in indices]
             rows = np.repeat(np.arange(len(indices)), sizes)

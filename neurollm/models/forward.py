@@ -163,14 +163,19 @@ def probe_site(lm: LanguageModel, site: Site, text: str = "The cat sat on the ma
             )
 
 
-def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[np.ndarray]:
+def plan_batches(
+    lengths: Sequence[int], tokens_per_batch: int, groups: Sequence[Any] | None = None
+) -> list[np.ndarray]:
     """Group sequences of similar length into batches of at most `tokens_per_batch` padded tokens.
 
     Parameters
     ----------
     lengths : sequence of int
     tokens_per_batch : int
-        A longer sequence is a batch of its own.
+        A longer sequence, or a longer group, is a batch of its own.
+    groups : sequence, optional
+        Sequences with the same value share a batch. The last digits of an activation
+        depend on the shape of its batch: what is to be compared should share one.
 
     Returns
     -------
@@ -182,20 +187,30 @@ def plan_batches(lengths: Sequence[int], tokens_per_batch: int) -> list[np.ndarr
     --------
     >>> [batch.tolist() for batch in plan_batches([5, 2, 5, 9], 10)]
     [[1, 0], [2], [3]]
+    >>> [batch.tolist() for batch in plan_batches([5, 2, 5, 9], 20, groups=["a", "b", "b", "a"])]
+    [[1, 2], [0, 3]]
     """
     lengths = np.asarray(lengths, dtype=np.int64)
+    members: dict[Any, list[int]] = {}
+    for index in range(len(lengths)):
+        members.setdefault(index if groups is None else groups[index], []).append(index)
     batches: list[np.ndarray] = []
     current: list[int] = []
-    for index in np.argsort(lengths, kind="stable"):
-        if current and (len(current) + 1) * lengths[index] > tokens_per_batch:
+    for group in sorted(members.values(), key=lambda group: max(lengths[group])):
+        if current and (len(current) + len(group)) * max(lengths[group]) > tokens_per_batch:
             batches.append(np.asarray(current))
             current = []
-        current.append(int(index))
+        current += group
     return batches + ([np.asarray(current)] if current else [])
 
 
 def iter_activations(
-    lm: LanguageModel, sequences: Sequence[np.ndarray], site: Site, *, tokens_per_batch: int = 8192
+    lm: LanguageModel,
+    sequences: Sequence[np.ndarray],
+    site: Site,
+    *,
+    tokens_per_batch: int = 8192,
+    groups: Sequence[Any] | None = None,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, np.ndarray]]:
     """Activations of many token sequences, in length-sorted batches.
 
@@ -206,6 +221,8 @@ def iter_activations(
         Token ids, special tokens included.
     site : Site
     tokens_per_batch : int, default=8192
+    groups : sequence, optional
+        See `plan_batches`.
 
     Yields
     ------
@@ -216,7 +233,7 @@ def iter_activations(
     lengths : ndarray of int, shape (b,)
     """
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    for indices in plan_batches(lengths, tokens_per_batch):
+    for indices in plan_batches(lengths, tokens_per_batch, groups):
         ids, mask = pad([sequences[index] for index in indices], lm)
         yield indices, run_site(lm, ids, mask, site), lengths[indices]
 

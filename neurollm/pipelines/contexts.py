@@ -24,12 +24,15 @@ def read_corpora(study: Study) -> dict[str, Corpus]:
     """
     from neurollm.activations import Corpus
 
-    known = {
-        RESTING_STATE: datasets.demo_corpus_path(),
-        "stimuli": study.project.path(study.pipeline.stimuli),
-    }
-    names = study.pipeline.analyses.contexts.corpus
-    return {name: Corpus.read(known.get(name, study.project.path(name))) for name in names}
+    def read(name: str) -> Corpus:
+        if name == RESTING_STATE:
+            return Corpus.read(datasets.demo_corpus_path())
+        if name == "stimuli":
+            table = study.stimuli.table
+            return Corpus(list(zip(table["stimulus_id"], table["text"], strict=True)), study.stimuli.name)
+        return Corpus.read(study.project.path(name))
+
+    return {name: read(name) for name in study.pipeline.analyses.contexts.corpus}
 
 
 def collect_contexts(study: Study) -> dict[str, dict[str, list[dict[str, Any]]]]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import sparse
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from neurollm.designs import CategoricalDesign
     from neurollm.dictionaries import Dictionary
     from neurollm.glm import ContrastResult
     from neurollm.models import LanguageModel
@@ -42,8 +44,11 @@ def control_rows(study: Study) -> dict[str, list[dict[str, Any]]]:
         if control == study.pipeline.dictionary.kind:
             continue  # the study itself is this control
         trials = study.masked(*_representation(study, control))
-        for name, result in study.tested(trials).items():
-            rows[name].append(_row(study, trials, result, control, "control", _NOTES[control]))
+        transform, note = study.pipeline.features.transform, _NOTES[control]
+        if transform != "raw" and trials.X.min() < 0:
+            transform, note = "raw", f"{note}; without the transform {transform}, because its values are signed"
+        for name, result in study.tested(trials, transform).items():
+            rows[name].append(_row(study, trials, result, control, "control", note))
     return rows
 
 
@@ -68,12 +73,8 @@ def _row(
 ) -> dict[str, Any]:
     from neurollm.decoding import separability
 
-    weight = dict(zip(result.levels, result.weights, strict=True))
-    sides = np.sign(trials.obs[study.design.factor].astype(str).map(weight).to_numpy(dtype=float))
-    used = np.flatnonzero(sides)
-    names = np.where(sides[used] > 0, "positive side", "negative side")
-    items = trials.obs[study.design.item].to_numpy()[used]
-    score = separability(trials.X[used], names, items, random_state=study.pipeline.seed)
+    values, sides, items = _compared(trials, result, study.design)
+    score = separability(values, sides, items, random_state=study.pipeline.seed)
     tested = result.p_fwer[result.valid]
     return {
         "representation": representation,
@@ -87,6 +88,25 @@ def _row(
         "ci_high": score.ci_high,
         "note": note,
     }
+
+
+def _compared(
+    trials: AnnData, result: ContrastResult, design: CategoricalDesign
+) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
+    """Transformed values, side of the contrast and item of the trials that entered the test."""
+    from neurollm.stats.transforms import TRANSFORMS
+
+    weight = dict(zip(result.levels, result.weights, strict=True))
+    sides = np.sign(trials.obs[design.factor].astype(str).map(weight).to_numpy(dtype=float))
+    items = trials.obs[design.item].astype(str).to_numpy()
+    used = sides != 0
+    if result.shuffling_kind != "whole_item":  # items that miss a side were left out of the test
+        used &= np.isin(items, np.intersect1d(items[sides > 0], items[sides < 0]))
+    values = sparse.csr_matrix(trials.X[used])
+    transform = TRANSFORMS[result.transform]
+    if transform is not None:  # all transforms keep zero at zero
+        values.data = transform(values.data).astype(values.dtype)
+    return values, np.where(sides[used] > 0, "positive side", "negative side"), items[used]
 
 
 def _dictionary_note(dictionary: Dictionary) -> str:

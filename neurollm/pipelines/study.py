@@ -225,7 +225,7 @@ class Study:
             "seed": self.pipeline.seed,
         }
 
-    def tested(self, trials: AnnData) -> dict[str, ContrastResult]:
+    def tested(self, trials: AnnData, transform: str) -> dict[str, ContrastResult]:
         """All contrasts on one set of trials."""
         from neurollm.glm import FeatureGLM
 
@@ -236,7 +236,7 @@ class Study:
             alternative=part.alternative,
             random_state=self.pipeline.seed,
             min_active_items=self.pipeline.features.min_active_items,
-            transform=self.pipeline.features.transform,
+            transform=transform,
             verbose=self.verbose,
         ).fit(trials)
         return {name: glm.compute_contrast(expression, name=name) for name, expression in self.contrasts.items()}
@@ -245,7 +245,7 @@ class Study:
         """Test the contrasts and save them with the design."""
         files = [self.folder / "design.json"]
         write_json(files[0], self._design_record())
-        for result in self.tested(self.trials).values():
+        for result in self.tested(self.trials, self.pipeline.features.transform).values():
             result.save(self.folder / "glm")
             stem = slug(result.name)
             files += [self.folder / "glm" / f"{stem}{suffix}" for suffix in (".json", ".parquet", ".npz")]

@@ -47,7 +47,7 @@ def test_hash_is_that_of_the_file_kept_with_the_activations(store, corpus):
         ("empty.txt", b" \n", "the corpus is empty"),
         ("empty.jsonl", b"", "the corpus is empty"),
         ("column.tsv", b"id\twords\n1\tx\n", "no column 'text' (found: id, words)"),
-        ("short.tsv", b"id\ttext\n1\tx\n2\n", "line 3 has too few columns"),
+        ("short.tsv", b"id\ttext\n1\tx\n2\n", "line 3 has 1 tab-separated fields"),
     ],
 )
 def test_a_wrong_file_is_told_in_one_sentence(tmp_path, name, content, tells):
@@ -61,3 +61,10 @@ def test_a_wrong_file_is_told_in_one_sentence(tmp_path, name, content, tells):
 def test_half_a_surrogate_is_told_with_its_document():
     with pytest.raises(InvalidInput, match="'odd' contains half of a surrogate pair"):
         _ = Corpus([("odd", "x\ud800")]).sha256
+
+
+def test_a_table_is_verbatim_like_a_stimulus_set(tmp_path):
+    file = tmp_path / "quotes.tsv"
+    file.write_text('stimulus_id\ttext\n1\t"Stop!" she said.\n2\t"Go on, he wrote.\n3\tA line\u2028broken.\n', "utf-8")
+    texts = ['"Stop!" she said.', '"Go on, he wrote.', "A line\u2028broken."]
+    assert Corpus.read(file).documents == [(str(index), text) for index, text in enumerate(texts, 1)]

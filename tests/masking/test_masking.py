@@ -11,7 +11,7 @@ from neurollm.dictionaries import RawUnits
 from neurollm.errors import InvalidInput
 from neurollm.masking import FeatureMasker, Window, provenance
 from neurollm.masking.windows import pool_rows
-from neurollm.models import Site, TokenizedText, run_site, tokenize
+from neurollm.models import Site, TokenizedText, load_model, run_site, tokenize
 from neurollm.models.forward import pad
 from neurollm.stimuli import StimulusSet
 
@@ -127,3 +127,22 @@ def test_centre_window_is_centred():
     assert Window("centre:4").positions(tokens).tolist() == [3, 4, 5, 6]
     assert Window("centre:40").positions(tokens).tolist() == list(range(1, 9))
     assert torch.equal(torch.as_tensor(Window("last").positions(tokens)), torch.tensor([8]))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_follows_the_window_changes_nothing_in_it(demo_dictionary, tmp_path, dtype):
+    # Same first words, so a causal model has the same features there, however long the rest is.
+    lines = []
+    for item, noun in enumerate(["runner", "miller", "doctor", "sailor", "widow", "clerk"] * 8):
+        lines.append(f"s{item}\tThe old {noun} won.\ti{item}\twin\t0:3")
+        lines.append(
+            f"l{item}\tThe old {noun} won{' and slept by the old river' * (1 + item % 5)}.\ti{item}\tloss\t0:3"
+        )
+    file = tmp_path / "set.tsv"
+    file.write_text(HEADER + "\n".join(lines) + "\n")
+    masker = FeatureMasker(
+        load_model("demo", device="cpu", dtype=dtype), demo_dictionary, tokens="left:3", tokens_per_batch=300, verbose=0
+    )
+    trials = masker.fit_transform(StimulusSet.read_tsv(file))
+    difference = trials.X[::2] - trials.X[1::2]
+    assert abs(difference).max() == 0
