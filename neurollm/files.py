@@ -20,13 +20,15 @@ logger = logging.getLogger("neurollm")
 
 
 @contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+def atomic_path(path: str | os.PathLike, needed: int | None = None) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success flush it to disk and rename it into place.
 
     Parameters
     ----------
     path : path-like
         The file to write. Its folder is created.
+    needed : int, optional
+        As in `writing`.
 
     Yields
     ------
@@ -40,7 +42,7 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with writing(path):
+    with writing(path, needed):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield partial

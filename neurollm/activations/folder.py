@@ -175,8 +175,7 @@ class ShardFolder:
 
     def write_manifest(self) -> None:
         """Write the manifest as it is now."""
-        with writing(self.path):
-            write_json(self.path / MANIFEST, self.manifest)
+        write_json(self.path / MANIFEST, self.manifest)
 
     def missing(self) -> list[int]:
         """Shards still to be computed; a damaged one counts as missing, and is reported."""

@@ -142,16 +142,14 @@ def prepare_contexts(folder: ShardFolder, lm: LanguageModel, corpus: Corpus, con
         except DataMismatch:
             logger.debug("%s cannot be used; the corpus is tokenised again", kept)
     contexts = Contexts.of(lm, corpus, context)
-    with writing(folder.path):
-        contexts.save(kept)
+    contexts.save(kept)
     save_documents(folder.path, corpus)
     return contexts
 
 
 def save_documents(path: Path, corpus: Corpus) -> None:
     """Keep the texts beside their activations."""
-    with writing(path):
-        write_documents(path / DOCUMENTS, corpus)
+    write_documents(path / DOCUMENTS, corpus)
 
 
 def site_width(lm: LanguageModel, site: Site) -> int:
@@ -242,11 +240,8 @@ class _Harvest:
             )
         shard = self.shards[index]
         columns = self.contexts.describe(shard["first_context"], shard["first_context"] + shard["n_contexts"])
-        with writing(self.folder.path, self.bytes_left):
-            self.sha256[index] = write_tensors(
-                self.folder.path / shard["file"],
-                {"sum": sums[0], "sum_of_squares": sums[1], **columns, "acts": acts},
-            )
+        tensors = {"sum": sums[0], "sum_of_squares": sums[1], **columns, "acts": acts}
+        self.sha256[index] = write_tensors(self.folder.path / shard["file"], tensors, self.bytes_left)
         self.bytes_left -= len(acts) * self._row_bytes()
 
     def _statistics(self) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from neurollm.activations.index_summary import Entries, Summary
 from neurollm.activations.store import ActivationStore
 from neurollm.activations.tensorfile import TensorFile, write_tensors
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.files import atomic_path, sha256_json, writing
+from neurollm.files import atomic_path, sha256_json
 from neurollm.models import LanguageModel
 from neurollm.progress import Progress
 
@@ -95,7 +95,7 @@ class StoreSource:
 
     def open(self, folder: ShardFolder) -> list[dict[str, Any]]:
         """Copy the documents; return the plan."""
-        with writing(folder.path), atomic_path(folder.path / DOCUMENTS) as partial:
+        with atomic_path(folder.path / DOCUMENTS) as partial:
             shutil.copyfile(self.store.path / DOCUMENTS, partial)
         starts = range(0, self.store.n_rows, TOKENS_PER_SHARD)
         return [{"first_row": row, "n_rows": min(TOKENS_PER_SHARD, self.store.n_rows - row)} for row in starts]
@@ -167,8 +167,7 @@ def _encode_all(rows: CorpusSource | StoreSource, dictionary: Any, folder: Shard
 
     def write(index: int, features: sparse.csr_array, columns: dict[str, np.ndarray]) -> None:
         tensors = _shard_tensors(features, columns)
-        with writing(folder.path, sum(array.nbytes for array in tensors.values())):
-            sha256[index] = write_tensors(folder.path / shards[index]["file"], tensors)
+        sha256[index] = write_tensors(folder.path / shards[index]["file"], tensors)
 
     total = folder.manifest["n_rows"]
     with Progress("feature index", total, "tokens", verbose) as progress, ThreadPoolExecutor(1) as writer:
@@ -239,5 +238,4 @@ def _summarise(folder: ShardFolder, top: int) -> None:
                 document=file.array("doc_id")[local].astype(np.int64),
             )
         )
-    with writing(folder.path):
-        write_tensors(folder.path / SUMMARY, summary.tensors())
+    write_tensors(folder.path / SUMMARY, summary.tensors())

@@ -27,7 +27,9 @@ _LABELS = {np.dtype(code): label for label, code in _NUMPY_TYPES.items() if labe
 _WRITE_BYTES = 1 << 22
 
 
-def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray | torch.Tensor]) -> str:
+def write_tensors(
+    path: str | os.PathLike, tensors: dict[str, np.ndarray | torch.Tensor], needed: int | None = None
+) -> str:
     """Write a safetensors file atomically.
 
     Parameters
@@ -35,6 +37,8 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray | torch
     path : path-like
     tensors : dict of str to ndarray or CPU Tensor
         Laid out in this order; put wide types first so that each is aligned.
+    needed : int, optional
+        Bytes still to be written in all, for the sentence about a full disk; default: this file's.
 
     Returns
     -------
@@ -50,7 +54,7 @@ def write_tensors(path: str | os.PathLike, tensors: dict[str, np.ndarray | torch
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     digest = hashlib.sha256()
-    with atomic_path(path) as partial, open(partial, "wb", buffering=0) as file:
+    with atomic_path(path, needed or offset) as partial, open(partial, "wb", buffering=0) as file:
         for piece in [np.frombuffer(struct.pack("<Q", len(text)) + text, np.uint8), *arrays]:
             view = memoryview(piece.reshape(-1).view(np.uint8))
             for start in range(0, len(view), _WRITE_BYTES):
