@@ -24,7 +24,6 @@ from neurollm.activations.folder import DOCUMENTS, TOKENS, ShardFolder, logger
 from neurollm.activations.store import ActivationStore
 from neurollm.activations.tensorfile import TensorFile, write_tensors
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.files import writing
 from neurollm.models import LanguageModel, Site, iter_activations, run_site
 from neurollm.progress import Progress
 
@@ -88,6 +87,7 @@ def harvest(
     >>> store = harvest(load_model("demo"), corpus, Site(2), "store", verbose=0)  # doctest: +SKIP
     """
     context = check_context(lm, context)
+    lm.module_at(site)  # refuses a site that the model does not have, before a folder is made
     for name, value in (("tokens_per_shard", tokens_per_shard), ("tokens_per_batch", tokens_per_batch)):
         if value < 1:
             raise InvalidInput(f"{name} is {value}; it must be at least 1")

@@ -194,6 +194,8 @@ def train_dictionary(
         "training": {key: value for key, value in training.to_dict().items() if key not in NOT_PART_OF_RESULT},
     }
     folder = None if out is None else Path(out)
+    if folder is not None and folder.exists() and not folder.is_dir():
+        raise InvalidInput(f"{folder} is a file; give the folder that the dictionary shall be written to")
     if folder is not None and (finished := _finished(folder, run)) is not None:
         return finished
     trainer = chosen.trainer(store.d, n_features, k, training, random_state)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from neurollm import datasets
 from neurollm.errors import InvalidInput
+from neurollm.files import writing
 
 FOLDERS = ("stimuli", "designs", "pipelines", "reports")
 
@@ -70,10 +71,10 @@ def new_project(folder: str | os.PathLike) -> Project:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise InvalidInput(f"{target} exists and is not an empty folder; choose another name")
     source = datasets.example_project_path()
-    for name in FOLDERS:
-        (target / name).mkdir(parents=True, exist_ok=True)
-        if name != "reports":
-            for file in sorted((source / name).glob("*")):
+    with writing(target):
+        for name in FOLDERS:
+            (target / name).mkdir(parents=True, exist_ok=True)
+            for file in sorted((source / name).glob("*")) if name != "reports" else ():
                 if file.suffix in (".tsv", ".json", ".yaml"):
                     shutil.copyfile(file, target / name / file.name)
     return Project(target.resolve())
