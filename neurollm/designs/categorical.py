@@ -61,6 +61,8 @@ class ItemTable:
     ----------
     values : CSC, ndarray or torch.Tensor, shape (n_cells, V)
         Float64, after the transform.
+    shares : like `values`
+        Share of the cell's trials in which the feature is not zero.
     items, levels : tuple of str
     item_codes, level_codes : ndarray of int, shape (n_cells,)
     n_trials : ndarray of int, shape (n_cells,)
@@ -68,6 +70,7 @@ class ItemTable:
     """
 
     values: Any
+    shares: Any
     items: tuple[str, ...]
     levels: tuple[str, ...]
     item_codes: np.ndarray
@@ -197,10 +200,26 @@ class CategoricalDesign:
             (1 / n_trials[cell], (cell, np.arange(len(obs)))), shape=(keys.size, len(obs)), dtype=np.float64
         )
         values = combine_rows(averages, X, TRANSFORMS[transform])
-        return ItemTable(values, items, levels, keys // len(levels), keys % len(levels), n_trials)
+        shares = values if transform == "binary" else combine_rows(averages, X, TRANSFORMS["binary"])
+        return ItemTable(values, shares, items, levels, keys // len(levels), keys % len(levels), n_trials)
 
     def exchangeability(self, obs: pd.DataFrame, contrast: Any = None) -> Exchangeability:
-        """What is exchanged for a contrast (default: for a question about all levels)."""
+        """What is exchanged for a contrast.
+
+        Without a contrast the question is about all levels at once. It has no answer, and raises, in a design
+        whose levels do not all cross the items alike (some within items, others between): give the contrast then.
+
+        Parameters
+        ----------
+        obs : DataFrame
+            One row per trial.
+        contrast : str, mapping, sequence of numbers or Contrast, optional
+
+        Raises
+        ------
+        InvalidInput
+            As for `plan`, or the factor has one level.
+        """
         _, levels, trial_items, trial_levels = self._codes(obs)
         if len(levels) < 2:
             raise InvalidInput(

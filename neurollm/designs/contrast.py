@@ -126,11 +126,16 @@ def _as_text(weights: np.ndarray, levels: tuple[str, ...]) -> str:
     terms = []
     for weight, level in sorted(zip(weights, levels, strict=True), key=lambda term: term[0] < 0):
         if weight:
-            size = "" if abs(weight) == 1 else f"{abs(weight):.6g}*"
+            size = "" if abs(weight) == 1 else f"{_number(abs(float(weight)))}*"
             sign = ("- " if weight < 0 else "+ ") if terms else ("-" if weight < 0 else "")
             plain = re.fullmatch(r"[^\W\d]\w*(?: [^\W\d]\w*)*", level)
             terms.append(f"{sign}{size}{level if plain else f'`{level}`'}")
     return " ".join(terms)
+
+
+def _number(value: float) -> str:
+    """The shortest text that reads back to the same number, without the exponent that formulaic cannot read."""
+    return np.format_float_positional(value, trim="-")
 
 
 def _from_text(text: str, levels: tuple[str, ...]) -> np.ndarray:
@@ -178,7 +183,7 @@ def _substitute(text: str, levels: tuple[str, ...], names: list[str]) -> str:
     def replace(match: re.Match) -> str:
         kind, found = match.lastgroup, match.group(match.lastgroup)
         if kind == "number":
-            return found
+            return _number(float(found))
         if kind == "word" or found not in replacement:
             raise _unknown(found, levels, f"'{shortened(text)}'")
         return replacement[found]

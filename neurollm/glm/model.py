@@ -12,7 +12,7 @@ from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm.result import ContrastResult
 from neurollm.progress import Progress
 from neurollm.stats import contrast_moments, hedges_g, permutation_test, sides, t_interval
-from neurollm.stats.arrays import combine_rows
+from neurollm.stats.arrays import combine_rows, largest_values
 from neurollm.stats.transforms import TRANSFORMS
 from neurollm.validation import listed
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 ALTERNATIVES = ("two-sided", "greater", "less")
 FEW_SHUFFLINGS = 400  # 20 / .05
+UNEQUAL_SHARE = 0.1  # of the items may have unlike numbers of trials before a warning
 
 
 class FeatureGLM:
@@ -126,10 +127,11 @@ class FeatureGLM:
             raise InvalidInput("compute_contrast: call fit first.")
         contrast = Contrast.parse(contrast, self.levels_, name)
         plan = self.design.plan(self.table_, contrast)
-        cells = combine_rows(plan.selection(len(self.table_.level_codes)), self.table_.values)
+        selection = plan.selection(len(self.table_.level_codes))
+        cells, shares = combine_rows(selection, self.table_.values), combine_rows(selection, self.table_.shares)
         data = combine_rows(plan.differences(), cells) if plan.shuffling.kind == "sign_flip" else cells
-        moments = contrast_moments(data, plan.shuffling, plan.weights)
-        described = sides(cells, plan.level_codes, plan.item_codes, plan.weights)
+        moments = contrast_moments(data, plan.shuffling, plan.weights, largest_values(cells))
+        described = sides(cells, plan.level_codes, plan.item_codes, plan.weights, shares)
         tested, reasons = _testable(moments.norm, described.n_active_items, self.min_active_items)
         norms = np.where(tested, moments.norm, np.nan)
         total = int(tested.sum()) * min(self.n_perm, plan.shuffling.n_possible)
@@ -138,9 +140,9 @@ class FeatureGLM:
                 data,
                 plan.shuffling,
                 norms,
-                n_perm=self.n_perm,
+                n_perm=int(self.n_perm),
                 alternative=self.alternative,
-                random_state=self.random_state,
+                random_state=int(self.random_state),
                 on_block=progress.advance,
             )
         return self._result(contrast, plan, moments, described, permuted, (tested, reasons))
@@ -179,11 +181,11 @@ class FeatureGLM:
             n_possible=plan.shuffling.n_possible,
             exhaustive=permuted.exhaustive,
             alternative=self.alternative,
-            random_state=self.random_state,
+            random_state=int(self.random_state),
             shuffling=plan.exchangeability.sentence,
             shuffling_kind=plan.shuffling.kind,
             transform=self.transform,
-            min_active_items=self.min_active_items,
+            min_active_items=int(self.min_active_items),
             not_tested=reasons,
             warnings=told,
             null_max=permuted.null_max,
@@ -202,11 +204,25 @@ class FeatureGLM:
                 f"contrast '{contrast.name}': only {n_possible} shufflings of {n_items} items exist, fewer than "
                 f"{FEW_SHUFFLINGS}, so p values are coarse; more items are needed for p well below .05."
             )
+        n_unequal = self._n_unequal(plan)
+        if n_unequal > UNEQUAL_SHARE * n_items:
+            told.append(
+                f"contrast '{contrast.name}': in {n_unequal} of {n_items} items the levels were averaged over "
+                "different numbers of trials, so the levels may also differ in wording; "
+                "give every item the same templates in all levels."
+            )
         if not tested.any():
             told.append(f"contrast '{contrast.name}': none of the {tested.size} features could be tested.")
         for sentence in told:
             warnings.warn(sentence, stacklevel=4)
         return tuple(told)
+
+    def _n_unequal(self, plan: ContrastPlan) -> int:
+        """Items whose levels are means of different numbers of trials (0 between items)."""
+        if plan.shuffling.kind == "whole_item":
+            return 0
+        n_trials = self.table_.n_trials[plan.cells].reshape(plan.shuffling.n_items, -1)
+        return int((np.ptp(n_trials, axis=1) > 0).sum())
 
     def _check_parameters(self) -> None:
         if not isinstance(self.design, CategoricalDesign):

@@ -63,6 +63,7 @@ def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | No
     """
     if sparse.issparse(array):
         csr = sparse.csr_array(array, dtype=np.float64, copy=True)
+        csr.sum_duplicates()  # a transform acts on values, not on their parts
         csr.data = csr.data if transform is None else transform(csr.data)
         product = (weights @ csr).tocsc()
         product.eliminate_zeros()
@@ -71,8 +72,26 @@ def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | No
         import torch
 
         values = array.double() if transform is None else torch.as_tensor(transform(dense(array)), device=array.device)
-        return torch.as_tensor(weights.toarray(), device=array.device) @ values
+        return _torch_product(torch.as_tensor(weights.toarray(), device=array.device), values)
     out = np.empty((weights.shape[0], array.shape[1]))
     for columns, block in column_blocks(array):
         out[:, columns] = weights @ (block if transform is None else transform(block))
+    return out
+
+
+def _torch_product(weights: Any, values: Any) -> Any:
+    """Product in which a weight of 0 leaves a value out even if it is not finite, as in a sparse product."""
+    finite = values.isfinite()
+    if finite.all():
+        return weights @ values
+    product = weights @ values.where(finite, values.new_zeros(()))
+    touched = (weights != 0).to(values.dtype) @ (~finite).to(values.dtype) > 0
+    return product.masked_fill(touched, float("nan"))
+
+
+def largest_values(array: Any) -> np.ndarray:
+    """Largest absolute value of each column of any supported array; NaN where a column holds one."""
+    out = np.zeros(array.shape[1])
+    for columns, block in column_blocks(array):
+        out[columns] = np.abs(block).max(axis=0, initial=0)
     return out

@@ -43,7 +43,7 @@ def concordance(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> 
     scores : ndarray, shape (n,)
     labels : ndarray of bool, shape (n,)
     weights : ndarray, shape (B, n)
-        E.g. how often each case was drawn by bootstrap sample b.
+        E.g. 0 for the cases that replicate b leaves out, else 1.
 
     Returns
     -------

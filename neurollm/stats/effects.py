@@ -36,10 +36,13 @@ def hedges_g(
     Returns
     -------
     g, low, high : ndarray
-        NaN where t is NaN; an infinite t gives an infinite g without an interval.
+        NaN where t is NaN, and everywhere with ``df`` ≤ 1, where no unbiased g exists;
+        an infinite t gives an infinite g without an interval.
         The interval's coverage is solved to about 1e-5, for any t in bounded time.
     """
     t = np.asarray(t, float)
+    if df <= 1:
+        return tuple(np.full((3, *t.shape), np.nan))
     finite = np.isfinite(t)
     factor = small_sample_factor(df) * unit
     tail = (1 - confidence) / 2
@@ -95,9 +98,9 @@ def _invert(t: np.ndarray, df: float, probability: float) -> np.ndarray:
 
 
 def small_sample_factor(df: float) -> float:
-    """Hedges' J, which makes the standardised difference unbiased."""
+    """Hedges' J, which makes the standardised difference unbiased; NaN with ``df`` ≤ 1."""
     if df <= 1:
-        return 0.0
+        return float("nan")
     return float(np.exp(special.gammaln(df / 2) - special.gammaln((df - 1) / 2) - np.log(df / 2) / 2))
 
 
@@ -113,8 +116,9 @@ def t_interval(
 class Sides:
     """Means and activation rates of the two sides of a contrast, for V features.
 
-    ``mean = rate × magnitude`` on each side: `rate` is the share of item × level cells in which
-    the feature is not zero and `magnitude` the mean over those cells (NaN if there is none).
+    ``mean = rate × magnitude`` on each side: `rate` is the share of trials in which the feature is not
+    zero, averaged over item × level cells like the mean, and `magnitude` is ``mean / rate``: the mean of the
+    active trials where cells have equally many trials (NaN if there is none).
     Several levels on one side enter with their weights, normalised to sum to one.
     """
 
@@ -127,7 +131,9 @@ class Sides:
     n_active_items: np.ndarray
 
 
-def sides(cells: Any, level_codes: np.ndarray, item_codes: np.ndarray, weights: np.ndarray) -> Sides:
+def sides(
+    cells: Any, level_codes: np.ndarray, item_codes: np.ndarray, weights: np.ndarray, shares: Any = None
+) -> Sides:
     """Describe both sides of a contrast.
 
     Parameters
@@ -137,6 +143,8 @@ def sides(cells: Any, level_codes: np.ndarray, item_codes: np.ndarray, weights: 
     level_codes, item_codes : ndarray of int, shape (n_cells,)
     weights : ndarray
         Weight of each level code.
+    shares : array like `cells`, optional
+        Share of active trials in each cell; default: 1 where the cell is not zero.
 
     Returns
     -------
@@ -144,16 +152,17 @@ def sides(cells: Any, level_codes: np.ndarray, item_codes: np.ndarray, weights: 
     """
     weights = np.asarray(weights, float)
     counts = np.bincount(level_codes, minlength=weights.size)
-    shares = [np.clip(sign * weights, 0, None) for sign in (1, -1)]
-    rows = np.stack([(share / share.sum() / counts)[level_codes] for share in shares])
+    parts = [np.clip(sign * weights, 0, None) for sign in (1, -1)]
+    rows = np.stack([(part / part.sum() / counts)[level_codes] for part in parts])
     order = np.argsort(item_codes, kind="stable")
     starts = np.flatnonzero(np.diff(item_codes[order], prepend=-1))
     means, rates = np.empty((2, cells.shape[1])), np.empty((2, cells.shape[1]))
     n_active = np.empty(cells.shape[1], dtype=np.int64)
     with np.errstate(invalid="ignore"):
-        for columns, block in column_blocks(cells):
-            active = block != 0
-            means[:, columns], rates[:, columns] = rows @ block, rows @ active
+        blocks = column_blocks(cells if shares is None else shares)
+        for (columns, block), (_, share) in zip(column_blocks(cells), blocks, strict=True):
+            active = share != 0
+            means[:, columns], rates[:, columns] = rows @ block, rows @ (active if shares is None else share)
             n_active[columns] = np.logical_or.reduceat(active[order], starts, axis=0).sum(axis=0)
         magnitudes = np.where(rates > 0, means / np.where(rates > 0, rates, 1), np.nan)
     return Sides(*means, *rates, *magnitudes, n_active)

@@ -2,7 +2,7 @@
 
 A shuffling relabels the rows of a table: a row's *code* says which label it carries
 (a sign, or a level), and a small table gives the number that stands for each code. One
-permutation is therefore one row of int8 codes, and the test statistic of all features is
+permutation is therefore one row of int16 codes, and the test statistic of all features is
 one matrix product of the coded row with the data. Three schemes:
 
 ``sign_flip``
@@ -30,6 +30,7 @@ import numpy as np
 from neurollm.random import stream
 
 Kind = Literal["sign_flip", "whole_item", "within_item"]
+CODE = np.int16  # holds the number of any level
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Shuffling:
     Attributes
     ----------
     kind : {"sign_flip", "whole_item", "within_item"}
-    codes : ndarray of int8, shape (n_rows,)
+    codes : ndarray of int16, shape (n_rows,)
         The observed labels.
     table : ndarray of float64, shape (q, n_codes)
         Value of each code: row 0 for the tested contrast (unit norm over the observed codes),
@@ -71,9 +72,9 @@ class Shuffling:
         A random arrangement depends on the seed and its own number only.
         """
         if self.n_possible <= n_perm:
-            codes = np.array(list(self._enumerate()), dtype=np.int8)
+            codes = np.array(list(self._enumerate()), dtype=CODE)
             return Draws(codes.reshape(self.n_possible, self.codes.size), True)
-        codes = np.empty((n_perm, self.codes.size), dtype=np.int8)
+        codes = np.empty((n_perm, self.codes.size), dtype=CODE)
         for index in range(n_perm):
             codes[index] = self._random(stream(random_state, self.kind, index))
         return Draws(codes, False)
@@ -98,7 +99,7 @@ class Shuffling:
 
 @dataclass(frozen=True)
 class Draws:
-    """The arrangements used: ``codes`` (P × n int8) and whether they are all there are, the observed one included."""
+    """The arrangements used: ``codes`` (P × n int16) and whether they are all there are, the observed one included."""
 
     codes: np.ndarray
     exhaustive: bool
@@ -107,12 +108,12 @@ class Draws:
 def sign_flip(n_items: int) -> Shuffling:
     """Signs of `n_items` differences; the null is that each is as likely as its negative."""
     root = 1 / math.sqrt(n_items)
-    return Shuffling("sign_flip", np.ones(n_items, np.int8), np.array([[-root, root]]), n_items, n_items - 1)
+    return Shuffling("sign_flip", np.ones(n_items, CODE), np.array([[-root, root]]), n_items, n_items - 1)
 
 
 def whole_item(codes: np.ndarray, weights: np.ndarray) -> Shuffling:
     """Levels of whole items; the null is that the items of the levels in the contrast are exchangeable."""
-    codes = np.asarray(codes, np.int8)
+    codes = np.asarray(codes, CODE)
     table = _level_rows(np.asarray(weights, float), np.bincount(codes, minlength=len(weights)))
     return Shuffling("whole_item", codes, table, codes.size, codes.size - len(weights))
 
@@ -121,7 +122,7 @@ def within_item(n_items: int, weights: np.ndarray) -> Shuffling:
     """Levels inside each item (rows item by item); the null is that they are exchangeable there."""
     n_levels = len(weights)
     table = _level_rows(np.asarray(weights, float), np.full(n_levels, n_items))
-    codes = np.tile(np.arange(n_levels, dtype=np.int8), n_items)
+    codes = np.tile(np.arange(n_levels, dtype=CODE), n_items)
     return Shuffling("within_item", codes, table, n_items, (n_items - 1) * (n_levels - 1))
 
 
@@ -146,4 +147,4 @@ def _arrangements(counts: np.ndarray) -> Iterator[np.ndarray]:
             out[list(chosen)] = code
             yield from place(code + 1, tuple(sorted(set(free) - set(chosen))), out)
 
-    yield from place(0, tuple(range(int(counts.sum()))), np.empty(int(counts.sum()), np.int8))
+    yield from place(0, tuple(range(int(counts.sum()))), np.empty(int(counts.sum()), CODE))

@@ -7,6 +7,10 @@ Three models, one per scheme of exchange (`neurollm.stats.shufflings`); n items,
 * k levels within items: additive model item + level, ``t = Σ w_l m_l / (s √Σ w_l²/n)`` with s
   from its residuals, df (n − 1)(k − 1). The interval of the effect and the effect size use
   the items' contrast scores (df n − 1) instead, which does not assume sphericity.
+
+Activations are float32, so equal activations differ by rounding, in a way that may follow the condition
+(another place in a batch, another sequence length). A feature whose norm is at most
+``32 eps(float32) √rows`` times its largest cell, i.e. that varies by less than 4e-6 of it, is called constant.
 """
 
 from __future__ import annotations
@@ -16,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from neurollm.stats.arrays import column_blocks
+from neurollm.stats.arrays import column_blocks, largest_values
 from neurollm.stats.shufflings import Shuffling
 
 _CONSTANT = 1e-24  # sums of squares below this share are rounding, not variation
+NOISE = 32 * float(np.finfo(np.float32).eps)  # root mean square, as a share of the largest cell; seen: up to 5 eps
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class ContrastMoments:
     stat : ndarray
         t statistic with ``df`` degrees of freedom; infinite when nothing varies besides the effect.
     norm : ndarray
-        Invariant norm of the feature for the permutation kernel; 0 for a constant feature, NaN for a non-finite one.
+        Invariant norm of the feature for the permutation kernel; 0 for a feature that is constant up to
+        the rounding of float32, NaN for a non-finite one.
     unit : float
         ``se / sd``: turns effect / se into a standardised effect.
     df, df_effect : int
@@ -48,7 +54,9 @@ class ContrastMoments:
     df_effect: int
 
 
-def contrast_moments(Y: Any, shuffling: Shuffling, weights: np.ndarray) -> ContrastMoments:
+def contrast_moments(
+    Y: Any, shuffling: Shuffling, weights: np.ndarray, largest: np.ndarray | None = None
+) -> ContrastMoments:
     """Estimate the contrast that `shuffling` tests.
 
     Parameters
@@ -58,6 +66,9 @@ def contrast_moments(Y: Any, shuffling: Shuffling, weights: np.ndarray) -> Contr
     shuffling : Shuffling
     weights : ndarray
         Weights of the levels coded 0 … k−1; not used by sign_flip, whose data carry them.
+    largest : ndarray, shape (V,), optional
+        Largest absolute cell of each feature, against which rounding is judged; default: of `Y`. The
+        differences of sign_flip do not show it.
 
     Returns
     -------
@@ -69,6 +80,9 @@ def contrast_moments(Y: Any, shuffling: Shuffling, weights: np.ndarray) -> Contr
     with np.errstate(divide="ignore", invalid="ignore"):
         for columns, block in column_blocks(Y):
             out[:, columns] = model(block, shuffling, weights)
+    largest = largest_values(Y) if largest is None else np.asarray(largest, float)
+    norm = out[3]
+    norm[norm <= NOISE * largest * np.sqrt(Y.shape[0])] = 0.0  # a NaN norm compares False and stays
     if shuffling.kind == "whole_item":
         unit = np.sqrt(np.sum(weights**2 / np.bincount(shuffling.codes, minlength=weights.size)))
         df_effect = shuffling.df

@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from neurollm.decoding import separability
-from neurollm.decoding.separability import _fit, _rotate
+from neurollm.decoding.separability import _fit, _interval, _rotate
 from neurollm.errors import DataMismatch, InvalidInput
 
 
@@ -23,9 +23,9 @@ def paired(n_items=20, n_features=60, seed=0, shift=0.0):
 
 
 def test_noise_is_near_one_half_and_signal_near_one():
-    noise = [separability(*paired(seed=seed), n_boot=20).auroc for seed in range(8)]
+    noise = [separability(*paired(seed=seed)).auroc for seed in range(8)]
     assert abs(np.mean(noise) - 0.5) < 0.06
-    result = separability(*paired(shift=4.0), n_boot=200)
+    result = separability(*paired(shift=4.0))
     assert result.auroc > 0.97 and result.balanced_accuracy > 0.9
     assert result.ci_low <= result.auroc <= result.ci_high and result.positive == "yes" and result.n_items == 20
 
@@ -36,7 +36,7 @@ def test_item_identity_between_items_does_not_leak():
         rng = np.random.default_rng(seed)
         items = np.repeat(np.arange(24), 5)
         X = 5 * rng.normal(size=(24, 40))[items] + rng.normal(size=(120, 40))
-        areas.append(separability(X, items % 2, items, n_boot=10, random_state=seed).auroc)
+        areas.append(separability(X, items % 2, items, random_state=seed).auroc)
     assert abs(np.mean(areas) - 0.5) < 0.2  # a split that shares items gives 1.0
 
 
@@ -54,7 +54,7 @@ def test_rotated_classifier_equals_plain_sklearn():
 
 
 def test_auroc_is_the_pair_weighted_mean_of_fold_aurocs():
-    result = separability(*paired(shift=0.7), n_boot=10)
+    result = separability(*paired(shift=0.7))
     frame = result.predictions
     areas, pairs = [], []
     for _, fold in frame.groupby("fold"):
@@ -70,8 +70,8 @@ def test_auroc_is_the_pair_weighted_mean_of_fold_aurocs():
 def test_sparse_equals_dense_and_runs_repeat():
     X, y, items = paired(shift=0.7)
     X[X < 0] = 0
-    dense, again = separability(X, y, items, n_boot=50), separability(X, y, items, n_boot=50)
-    thin = separability(sparse.csr_matrix(X), y, items, n_boot=50)
+    dense, again = separability(X, y, items), separability(X, y, items)
+    thin = separability(sparse.csr_matrix(X), y, items)
     assert (dense.auroc, dense.ci_low, dense.ci_high) == (again.auroc, again.ci_low, again.ci_high)
     assert thin.auroc == pytest.approx(dense.auroc, abs=1e-12)
     np.testing.assert_allclose(thin.predictions["score"], dense.predictions["score"], atol=1e-6)
@@ -79,9 +79,41 @@ def test_sparse_equals_dense_and_runs_repeat():
 
 def test_constant_features_and_few_items():
     X, y, items = paired(6)
-    assert separability(X * 0, y, items, n_boot=10).auroc == 0.5
-    result = separability(X[:12], y[:12], items[:12], n_boot=10)
+    assert separability(X * 0, y, items).auroc == 0.5
+    result = separability(X[:12], y[:12], items[:12])
     assert result.n_folds == 3
+
+
+def test_features_that_are_not_finite_or_constant_up_to_rounding_are_left_out():
+    X, y, items = paired(12, shift=1.0)
+    rounding = 5 + 1e-6 * (y == "yes")[:, None]
+    broken = np.column_stack([X, X[:, 0], X[:, 0], rounding])
+    broken[3, -3], broken[7, -2] = np.nan, np.inf
+    for values in (broken, sparse.csr_array(broken)):
+        result = separability(values, y, items, random_state=np.int32(0))
+        np.testing.assert_allclose(result.predictions["score"], separability(X, y, items).predictions["score"])
+
+
+def test_interval_covers_and_is_never_a_point():
+    covered = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        for n_items, both in ((6, False), (10, False), (6, True), (12, True)):
+            items = np.repeat(np.arange(n_items), 2)
+            y = np.tile([0, 1], n_items) if both else items % 2
+            result = separability(rng.normal(size=(2 * n_items, 8)), y, items)
+            assert 0 <= result.ci_low <= result.auroc <= result.ci_high <= 1
+            assert result.ci_high - result.ci_low > 0.1
+            covered.append(result.ci_low <= 0.5 <= result.ci_high)
+    assert np.mean(covered) > 0.9
+
+
+def test_interval_without_errors_is_that_of_as_many_items():
+    items, labels = np.repeat(np.arange(56), 2), np.tile([False, True], 56)
+    low, high = _interval(labels * 1.0, labels, items, items % 5, 1.0)
+    assert low == pytest.approx(0.933, abs=0.001) and high == 1
+    few = _interval(labels * 1.0, items % 2 == 1, items, items // 2 % 5, 1.0)
+    assert few[0] < 0.89  # half as many pairs of items with one level each
 
 
 def test_thousands_of_sparse_features_are_quick():

@@ -17,6 +17,7 @@ from neurollm.errors import InvalidInput
         ("a - (b + c)/2", "abc", (1, -0.5, -0.5)),
         ("2*a - b - c", "abc", (2, -1, -1)),
         ("a = b", "abc", (1, -1, 0)),
+        ("1e-3*a - 1E-3*b", "abc", (0.001, -0.001, 0)),
         ("very bad - bad", ["bad", "very bad"], (-1, 1)),
         ("non-word - word", ["word", "non-word"], (-1, 1)),
         ("don't - do", ["do", "don't"], (-1, 1)),
@@ -75,6 +76,15 @@ def test_long_texts_are_cut(spec):
     with pytest.raises(InvalidInput) as caught:
         Contrast.parse(spec, [f"l{index}" for index in range(500)])
     assert len(str(caught.value)) < 700
+
+
+EXACT = [(1, -1 / 3, -2 / 3), (1e-7, 1, -1 - 1e-7), (1234567.25, -1234567.25, 0), (2, -1, -1)]
+
+
+@pytest.mark.parametrize("weights", EXACT)
+def test_the_text_of_weights_reads_back_exactly(weights):
+    contrast = Contrast.parse(weights, "abc")
+    assert Contrast.parse(contrast.expression, "abc").weights == contrast.weights
 
 
 LEVEL = st.text(st.characters(categories=("L", "N", "P", "S", "Zs"), exclude_characters="`"), min_size=1, max_size=8)

@@ -287,3 +287,69 @@ def test_seed_decides_and_is_kept():
     one, same, other = (glm(random_state=s).fit(X, obs).compute_contrast("success - failure") for s in (1, 1, 2))
     assert_same(one, same, rtol=0)
     assert (one.p_value != other.p_value).any() and one.random_state == 1
+
+
+def test_rounding_noise_is_not_tested_but_small_effects_are():
+    _, obs = study()
+    wins = (obs["outcome"] == "success").to_numpy()
+    size = np.array([1e-6, 1e-3, 0]) * np.random.default_rng(0).normal(1, 0.3, (len(obs), 3))
+    X = np.repeat(np.arange(5.0, 25.0), 4)[:, None] * (1 + wins[:, None] * size)
+    result = glm().fit(X.astype(np.float32), obs).compute_contrast("success - failure")
+    assert result.valid.tolist() == [False, True, False] and result.not_tested["constant"] == 2
+    assert result.p_fwer[1] < 0.05
+
+
+def test_one_broken_value_breaks_a_feature_alike_in_all_storages():
+    X, obs = study(levels=("failure", "other", "success"))
+    X[2, 1] = np.nan  # in a level with weight zero
+    X[0, 3] = np.inf
+    assert obs["outcome"][2] == "other" and obs["outcome"][0] == "failure"
+    expected = glm().fit(X, obs).compute_contrast("success - failure")
+    assert np.flatnonzero(~expected.valid).tolist() == [3]
+    for values in (sparse.csr_array(X), torch.tensor(X)):
+        got = glm().fit(values, obs).compute_contrast("success - failure")
+        np.testing.assert_array_equal(got.valid, expected.valid)
+        np.testing.assert_array_equal(got.p_fwer, expected.p_fwer)
+
+
+@pytest.mark.parametrize("transform", ["raw", "log1p", "binary"])
+def test_entries_stored_in_parts_are_summed_before_the_transform(transform):
+    X, obs = study()
+    once = sparse.csr_array(X)
+    parts = sparse.csr_array((np.repeat(once.data / 2, 2), np.repeat(once.indices, 2), once.indptr * 2), once.shape)
+    expected = glm(transform=transform).fit(X, obs).compute_contrast("success - failure")
+    assert_same(glm(transform=transform).fit(parts, obs).compute_contrast("success - failure"), expected)
+    assert parts.nnz == 2 * once.nnz  # the caller's array is left alone
+
+
+def test_numpy_integers_are_saved(tmp_path):
+    X, obs = study()
+    options = {"n_perm": np.int32(50), "random_state": np.int64(3), "min_active_items": np.int8(1)}
+    result = glm(**options).fit(X, obs).compute_contrast("success - failure")
+    assert ContrastResult.load(result.save(tmp_path)).random_state == 3
+
+
+def test_unequal_numbers_of_trials_are_told():
+    X, obs = study(20)
+    for n_items, told in ((2, 0), (3, 1)):
+        keep = ~(obs["item"].astype(int).lt(n_items) & (obs["outcome"] == "success") & (obs["template"] == 1))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            result = glm().fit(X[keep], obs[keep]).compute_contrast("success - failure")
+        assert sum(f"{n_items} of 20 items the levels were averaged" in text for text in result.warnings) == told
+
+
+@pytest.mark.parametrize("store", [np.asarray, sparse.csr_array, torch.tensor])
+def test_rates_are_shares_of_trials_and_magnitudes_means_of_the_active_ones(store):
+    X, obs = study()
+    wins = X[obs["outcome"] == "success"].astype(float)
+    result = glm().fit(store(X), obs).compute_contrast("success - failure")
+    np.testing.assert_allclose(result.rate_positive, (wins > 0).mean(0))
+    np.testing.assert_allclose(result.magnitude_positive, wins.sum(0) / (wins > 0).sum(0))
+
+
+def test_two_items_have_no_g():
+    X, obs = study(2)
+    with pytest.warns(UserWarning, match="only 4 shufflings"):
+        result = glm().fit(X + 1, obs).compute_contrast("success - failure")
+    assert np.isnan([result.effect_size, result.effect_size_ci_low, result.effect_size_ci_high]).all()

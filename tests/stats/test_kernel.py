@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
 
-from neurollm.stats import contrast_moments, permutation_test, sign_flip, whole_item, within_item
+from neurollm.stats import contrast_moments, permutation_test, r_to_t, sign_flip, whole_item, within_item
 
 
 def zero_inflated(shape, seed=0, active=0.4):
@@ -252,3 +252,13 @@ def test_random_p_approaches_exhaustive_p(shuffling, weights, rows):
     assert exact.exhaustive and not random.exhaustive
     error = np.sqrt(exact.p_fwer * (1 - exact.p_fwer) / n)
     assert (np.abs(random.p_fwer - exact.p_fwer) < 5 * error + 2 / n).all()
+
+
+def test_more_than_127_levels():
+    weights = np.zeros(300)
+    weights[[0, 299]] = 1, -1
+    y = np.random.default_rng(0).normal(size=(600, 3))
+    for shuffling in (within_item(2, weights), whole_item(np.tile(np.arange(300), 2), weights)):
+        assert shuffling.codes.min() == 0 and shuffling.codes.max() == 299
+        result = run(y, shuffling, weights, n_perm=20)
+        np.testing.assert_allclose(r_to_t(result.r, shuffling.df), contrast_moments(y, shuffling, weights).stat)

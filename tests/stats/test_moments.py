@@ -145,7 +145,7 @@ def test_interval_of_g_agrees_with_scipy():
         np.testing.assert_allclose(high / factor, nctdtrinc(df, 0.025, t), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("df", [1, 2, 7, 29, 300, 10_000])
+@pytest.mark.parametrize("df", [2, 7, 29, 300, 10_000])
 def test_interval_of_g_for_any_t_in_bounded_time(df):
     edge = 100 + 20 * np.sqrt(df)
     t = np.array([edge, np.nextafter(edge, np.inf), 3.9e5, 1e6, 1e300])
@@ -154,12 +154,35 @@ def test_interval_of_g_for_any_t_in_bounded_time(df):
     assert time.perf_counter() - start < 2
     assert np.isfinite([low, high]).all()
     np.testing.assert_allclose(high[5:], -low[:5])
-    factor = small_sample_factor(df) or 1.0
+    factor = small_sample_factor(df)
     np.testing.assert_allclose(low[1], low[0], rtol=1e-4)  # where the large-t form takes over
     np.testing.assert_allclose(high[1], high[0], rtol=1e-4)
-    if df > 1:
-        scale = np.sqrt(stats.chi2.ppf([0.025, 0.975], df) / df) * factor
-        np.testing.assert_allclose([low[3] / 1e6, high[3] / 1e6], scale, rtol=1e-5)
+    scale = np.sqrt(stats.chi2.ppf([0.025, 0.975], df) / df) * factor
+    np.testing.assert_allclose([low[3] / 1e6, high[3] / 1e6], scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("df", [0, 1])
+def test_g_does_not_exist_with_one_degree_of_freedom(df):
+    assert np.isnan(hedges_g(np.array([0.0, 3.0, np.inf]), df, 1.0)).all() and np.isnan(small_sample_factor(df))
+
+
+@pytest.mark.parametrize("scheme", ["sign_flip", "whole_item", "within_item"])
+def test_rounding_that_follows_the_condition_is_constant_and_a_small_effect_is_not(scheme):
+    n, k = 20, 3 if scheme == "within_item" else 2
+    weights = [1, -0.5, -0.5][:k] if k == 3 else [1, -1]
+    levels = np.tile(np.arange(k), n)
+    y = (
+        RNG.lognormal(size=(n, 5))[np.repeat(np.arange(n), k)] if scheme != "whole_item" else np.full((n * k, 5), 3.0)
+    ) * (1 + np.where(levels == 0, 1, -1)[:, None] * np.array([0, 1e-7, 1e-6, 1e-3, 1e-2]))
+    largest = np.abs(y).max(axis=0)
+    shuffling = {
+        "sign_flip": sign_flip(n),
+        "whole_item": whole_item(levels, weights),
+        "within_item": within_item(n, weights),
+    }[scheme]
+    data = y[::2] - y[1::2] if scheme == "sign_flip" else y
+    moments = contrast_moments(data, shuffling, weights, largest)
+    np.testing.assert_array_equal(moments.norm > 0, [False, False, False, True, True])
 
 
 @pytest.mark.parametrize("store", [np.asarray, sparse.csr_array])
