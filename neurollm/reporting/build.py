@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
 
 HERE = Path(__file__).parent
-FILTERS = "count decimal duration measure p_number percent plural proportion significant statistics"
+FILTERS = "count decimal duration exact measure p_number percent plural proportion significant statistics"
 
 
 def build_report(study_folder: str | os.PathLike, *, top: int = 50) -> Path:

@@ -86,6 +86,11 @@ def measure(value: Any) -> str:
     return str(value)
 
 
+def exact(value: float) -> str:
+    """A declared level as it was declared: ``.05``, ``.001``, ``.025``."""
+    return f"{value:g}".removeprefix("0")
+
+
 def proportion(value: Any, digits: int = 2) -> str:
     """A number between −1 and 1 without the zero before the point.
 

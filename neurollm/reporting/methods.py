@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from neurollm.plotting import contrast_sides
-from neurollm.reporting.formatting import count, decimal, is_number, plural, proportion
+from neurollm.reporting.formatting import count, decimal, exact, is_number, plural, proportion
 from neurollm.reporting.sentences import method_phrase, tally
 
 if TYPE_CHECKING:
@@ -20,7 +20,22 @@ REFERENCES = (
     "when permutations are randomly drawn. Statistical Applications in Genetics and Molecular Biology 9, 39.",
 )
 _POOLING = {"mean": "averaged", "max": "reduced to their maximum", "sum": "summed", "last": "read at the last token"}
-_WINDOWS = {"content": "all tokens", "all": "all tokens", "last": "the last token", "target": "the target tokens"}
+_WINDOWS = {
+    "content": "all tokens",
+    "all": "all tokens",
+    "last": "the last token",
+    "target": "the tokens of the target",
+}
+_STATISTICS = {
+    "sign_flip": "a paired t statistic over items",
+    "within_item": "the t statistic of the contrast in an additive model of items and levels",
+    "whole_item": "a two-sample t statistic over items",
+    "several": "the t statistic of the contrast of item means with pooled variance",
+}
+_SIZES = {
+    "hedges_g_z": "g_z (mean item difference over its standard deviation, small-sample corrected)",
+    "hedges_g": "g (difference of item means over the pooled standard deviation, small-sample corrected)",
+}
 _TRANSFORMS = {"log1p": "log(1 + x)", "binary": "active or not", "rank": "ranks"}
 
 
@@ -70,36 +85,47 @@ def _pooling(study: Study) -> str:
         return f"Feature activations were kept for every token of the window “{tokens}”."
     window = _WINDOWS.get(tokens, f"the window “{tokens}”")
     text = f"Feature activations were {_POOLING.get(pool, 'pooled (' + pool + ')')}"
-    text += f" over {window} of each stimulus; special tokens were left out"
+    text += f" over {window} of each stimulus"
+    text += "; special tokens were included" if tokens == "all" else "; special tokens were left out"
     transform = settings.get("transform", "raw")
     shown = _TRANSFORMS.get(str(transform), str(transform))
     return text + (f"; values were transformed ({shown})." if transform != "raw" else ".")
 
 
 def _tests(study: Study) -> list[str]:
+    """One clause for every way a contrast was tested, then what holds for all."""
     if not study.results:
         return []
-    first = next(iter(study.results.values()))
-    paired = first.effect_size_kind == "hedges_g_z"
-    sides = [contrast_sides(result) for result in study.results.values()]
-    compared = "; ".join(f"{positive} with {negative}" for positive, negative in sides)
-    test = "a paired t statistic over items" if paired else "a two-sample t statistic over items"
-    formula = "(b + 1)/(B + 1)" if not first.exhaustive else "the share of all possible shufflings"
     tallies = [tally(result, study.alpha) for result in study.results.values()]
     numbers = sorted({one.tested for one in tallies}, reverse=True)
     tested = f"{' or '.join(count(number) for number in numbers)} tested features"
-    left_out = ""
-    if any(one.untested for one in tallies):
-        left_out = " Features that were constant or too rarely active were not tested."
-    size = "g_z (mean paired difference over its standard deviation, small-sample corrected)" if paired else "g"
+    reasons = sorted({why for result in study.results.values() for why, n in result.not_tested.items() if n})
+    left_out = f" Features were not tested when they were {' or '.join(reasons)}." if reasons else ""
+    sizes = sorted({_SIZES[result.effect_size_kind] for result in study.results.values()})
     return [
-        f"Each feature was averaged within item and condition, and compared ({compared}) by {test}.",
-        f"Its null distribution came from {method_phrase(first)} ({first.alternative}); p values are {formula}.",
-        f"The family-wise error over the {tested} was controlled at {proportion(study.alpha)} "
+        "Each feature was averaged within item and condition.",
+        *_schemes(study),
+        f"The family-wise error over the {tested} was controlled at {exact(study.alpha)} "
         f"by the distribution of the maximum statistic (Nichols & Holmes, 2002; Phipson & Smyth, 2010).{left_out}",
-        f"Effect sizes are Hedges’ {size} with 95% confidence intervals from the noncentral t distribution "
-        "(Hedges, 1981).",
+        f"Effect sizes are Hedges’ {' or '.join(sizes)} with 95% confidence intervals from the noncentral t "
+        "distribution (Hedges, 1981).",
     ]
+
+
+def _schemes(study: Study) -> list[str]:
+    """Which contrasts were tested by which statistic and which shufflings."""
+    groups: dict[str, list[str]] = {}
+    for result in study.results.values():
+        several = result.shuffling_kind == "whole_item" and sum(weight != 0 for weight in result.weights) > 2
+        statistic = _STATISTICS["several" if several else result.shuffling_kind]
+        formula = "the share of all possible shufflings" if result.exhaustive else "(b + 1)/(B + 1)"
+        clause = (
+            f"compared by {statistic}, with a null distribution from {method_phrase(result)} ({result.alternative}); "
+            f"p values are {formula}"
+        )
+        positive, negative = contrast_sides(result)
+        groups.setdefault(clause, []).append(f"{positive} with {negative}")
+    return [f"The contrasts ({'; '.join(names)}) were {clause}." for clause, names in groups.items()]
 
 
 def _separation(study: Study) -> str:
@@ -107,7 +133,8 @@ def _separation(study: Study) -> str:
         return ""
     return (
         "How well a representation as a whole separates the conditions is the out-of-fold AUROC of an L2-regularised "
-        "logistic regression, with all trials of an item in the same fold; 95% intervals are bootstrapped over items. "
+        "logistic regression, with all trials of an item in the same fold; 95% intervals are of "
+        "Wilson’s type, with the number of independent items that an item jackknife implies. "
         "The controls passed through the same steps."
     )
 

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurollm.plotting import contrast_sides
-from neurollm.reporting.formatting import auroc, count, is_number, p_sentence, plural, proportion
+from neurollm.reporting.formatting import auroc, count, exact, is_number, p_sentence, plural
 
 if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
 
 CHANCE = 0.5
 ALIKE = 0.02
-"""AUROC values closer than this are called the same."""
+"""AUROC values closer than this are called the same, if their intervals are narrow."""
+NARROW = 0.15
+"""Widest interval of an AUROC with which "as well" may be said."""
 _KNOWN_CONTROLS = (
     ("token embedding", "the token embeddings alone"),
     ("random network", "the units of the untrained network"),
@@ -81,11 +83,10 @@ def verdict(result: ContrastResult, alpha: float = 0.05) -> str:
     """
     found = tally(result, alpha)
     positive, negative = contrast_sides(result)
-    level = f"p_FWER ≤ {proportion(alpha)}"
+    level = f"p_FWER ≤ {exact(alpha)}"
     method = f"(max-statistic over features, {method_phrase(result)}; {plural(result.n_items, 'item')})"
     if found.tested == 0:
-        reason = "every one is constant or too rarely active"
-        return f"No feature could be tested for {positive} against {negative}: {reason}."
+        return f"No feature could be tested for {positive} against {negative}."
     if found.found == 0:
         direction = {
             "two-sided": f"differently to {positive} and {negative}",
@@ -131,25 +132,19 @@ def _compared(study: dict[str, Any] | None, best: dict[str, Any]) -> str:
     if study is None or not is_number(study.get("auroc")):
         return f"How well the features separate these conditions is not known; {name} reach AUROC {auroc(best)}."
     against = f"AUROC {auroc(best)} vs {auroc(study)} for the features"
-    clear = int(_above_chance(study)) + int(_above_chance(best))
-    alike = abs(study["auroc"] - best["auroc"]) < ALIKE
-    if clear == 0 or (clear == 1 and alike):
+    above = (_above_chance(study), _above_chance(best))
+    if above == (False, False):
         return f"Neither the features nor {name} separate these conditions clearly above chance: {against}."
     if _below(study, best):
         return f"{_first_upper(name)} separate these conditions better than the features do: {against}."
     if _below(best, study):
         return f"The features separate these conditions better than {name}: {against}."
-    if alike:
+    if not all(above):
+        only = "the features" if above[0] else name
+        return f"Only {only} separate these conditions clearly above chance, but the intervals overlap: {against}."
+    if abs(study["auroc"] - best["auroc"]) < ALIKE and _is_narrow(study) and _is_narrow(best):
         return f"{_first_upper(name)} separate these conditions as well: {against}."
-    gap = study["auroc"] - best["auroc"]
-    if clear == 1:
-        only = "the features" if gap > 0 else name
-        return f"Only {only} separate these conditions above chance, but the intervals overlap: {against}."
-    more = "less well" if gap > 0 else "better"
-    return (
-        f"{_first_upper(name)} separate these conditions too, in this sample somewhat {more}, "
-        f"but the intervals overlap: {against}."
-    )
+    return f"{_first_upper(name)} separate these conditions too; no difference between the two is shown: {against}."
 
 
 def representation_name(row: dict[str, Any]) -> str:
@@ -173,6 +168,12 @@ def _the(row: dict[str, Any]) -> str:
 def _above_chance(row: dict[str, Any]) -> bool:
     low = row.get("ci_low")
     return low > CHANCE if is_number(low) else row["auroc"] > CHANCE
+
+
+def _is_narrow(row: dict[str, Any]) -> bool:
+    """Whether the interval is narrow enough to speak of the same height."""
+    low, high = row.get("ci_low"), row.get("ci_high")
+    return is_number(low) and is_number(high) and high - low <= NARROW
 
 
 def _below(a: dict[str, Any], b: dict[str, Any]) -> bool:

@@ -58,6 +58,11 @@ def test_nothing_found_names_the_smallest_p():
     assert said.endswith("smallest p_FWER = .31.")
 
 
+@pytest.mark.parametrize("alpha", [0.001, 0.005, 0.025, 0.05, 0.1])
+def test_the_level_is_the_declared_one(alpha):
+    assert f"p_FWER ≤ {str(alpha)[1:]} " in verdict(Result([0.4], [1.0]), alpha)
+
+
 def test_nothing_testable():
     assert verdict(Result([np.nan], [np.nan])).startswith("No feature could be tested")
 
@@ -99,17 +104,28 @@ TOKENS = "The token embeddings alone"
         ),
         ((0.80, 0.75, 0.84), (0.95, 0.91, 0.98), TOKENS + " separate these conditions better than the features do"),
         ((0.95, 0.91, 0.98), (0.80, 0.75, 0.84), "separate these conditions better than the token embeddings alone: "),
-        ((0.90, 0.84, 0.95), (0.83, 0.76, 0.89), "too, in this sample somewhat less well, but the intervals overlap"),
-        ((0.83, 0.76, 0.89), (0.90, 0.84, 0.95), "too, in this sample somewhat better, but the intervals overlap"),
+        ((0.90, 0.84, 0.95), (0.83, 0.76, 0.89), "too; no difference between the two is shown"),
+        ((0.83, 0.76, 0.89), (0.90, 0.84, 0.95), "too; no difference between the two is shown"),
         ((0.52, 0.45, 0.60), (0.51, 0.43, 0.58), "Neither the features nor the token embeddings alone separate"),
-        ((0.57, 0.50, 0.63), (0.57, 0.51, 0.64), "Neither the features nor the token embeddings alone separate"),
+        ((0.57, 0.50, 0.63), (0.57, 0.51, 0.64), "Only the token embeddings alone separate these conditions clearly"),
+        ((0.70, 0.48, 0.90), (0.62, 0.52, 0.72), "Only the token embeddings alone separate these conditions clearly"),
+        ((0.60, 0.51, 0.69), (0.59, 0.49, 0.69), "Only the features separate these conditions clearly above chance"),
+        ((0.80, 0.60, 0.98), (0.785, 0.55, 0.99), "too; no difference between the two is shown"),
         ((0.52, 0.45, 0.60), (0.70, 0.63, 0.78), TOKENS + " separate these conditions better than the features do"),
-        ((0.70, 0.63, 0.78), (0.60, 0.49, 0.71), "Only the features separate these conditions above chance, but"),
-        ((0.60, 0.49, 0.71), (0.70, 0.63, 0.78), "Only the token embeddings alone separate these conditions above"),
+        (
+            (0.70, 0.63, 0.78),
+            (0.60, 0.49, 0.71),
+            "Only the features separate these conditions clearly above chance, but",
+        ),
+        (
+            (0.60, 0.49, 0.71),
+            (0.70, 0.63, 0.78),
+            "Only the token embeddings alone separate these conditions clearly above",
+        ),
         ((None, None, None), (0.70, 0.63, 0.78), "How well the features separate these conditions is not known"),
         ((0.70, 0.63, 0.78), (None, None, None), "No control was run"),
         ((0.70, 0.63, 0.78), (float("nan"), None, None), "No control was run"),
-        ((1.0, None, None), (1.0, None, None), "as well: AUROC 1.00 vs 1.00 for the features."),
+        ((1.0, None, None), (1.0, None, None), "no difference between the two is shown: AUROC 1.00 vs 1.00"),
     ],
 )
 def test_control_sentence(study, control, said):
