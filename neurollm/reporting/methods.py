@@ -32,6 +32,7 @@ _STATISTICS = {
     "whole_item": "a two-sample t statistic over items",
     "several": "the t statistic of the contrast of item means with pooled variance",
 }
+_REASONS = {"too few active items": "active in too few items"}
 _SIZES = {
     "hedges_g_z": "g_z (mean item difference over its standard deviation, small-sample corrected)",
     "hedges_g": "g (difference of item means over the pooled standard deviation, small-sample corrected)",
@@ -100,7 +101,11 @@ def _tests(study: Study) -> list[str]:
     numbers = sorted({one.tested for one in tallies}, reverse=True)
     tested = f"{' or '.join(count(number) for number in numbers)} tested features"
     reasons = sorted({why for result in study.results.values() for why, n in result.not_tested.items() if n})
-    left_out = f" Features were not tested when they were {' or '.join(reasons)}." if reasons else ""
+    left_out = (
+        f" Features were not tested when they were {' or '.join(_REASONS.get(why, why) for why in reasons)}."
+        if reasons
+        else ""
+    )
     sizes = sorted({_SIZES[result.effect_size_kind] for result in study.results.values()})
     return [
         "Each feature was averaged within item and condition.",
