@@ -13,6 +13,7 @@ the clock. All three use the same weights in the same dtype and the same context
 from __future__ import annotations
 
 import argparse
+import itertools
 import shutil
 import tempfile
 import time
@@ -111,11 +112,10 @@ def main() -> None:
     document = np.searchsorted(contexts.document_start, contexts.first[:-1], side="right") - 1
     spans = zip(document, contexts.starts[contexts.first[:-1]], contexts.ends[contexts.first[1:] - 1], strict=True)
     texts = [corpus.documents[i][1][start:end] for i, start, end in spans]
-    folder = Path(tempfile.mkdtemp(prefix="neurollm-benchmark-"))
+    folder, turn = Path(tempfile.mkdtemp(prefix="neurollm-benchmark-")), itertools.count()
 
     def run_harvest() -> None:
-        shutil.rmtree(folder, ignore_errors=True)
-        harvest(lm, corpus, site, folder, tokens_per_shard=arguments.shard, verbose=0)
+        harvest(lm, corpus, site, folder / str(next(turn)), tokens_per_shard=arguments.shard, verbose=0)
 
     ways = {
         "plain loop (whole model, padded)": lambda: plain_loop(lm, texts, site.layer, arguments.batch),

@@ -24,7 +24,7 @@ def export(work: Path, out: Path) -> None:
         Target folder; other files in it (the model card) are left alone.
     """
     state = torch.load(work / "checkpoint.pt", weights_only=True)
-    model = GPT2LMHeadModel(make_config(*state["shape"]))
+    model = GPT2LMHeadModel(make_config(**state["shape"]))
     model.load_state_dict(state["masters"], strict=False)  # lm_head is tied
     model.tie_weights()
     model.to(torch.bfloat16)

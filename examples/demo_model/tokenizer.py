@@ -19,7 +19,6 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 SPECIAL = "<|endoftext|>"
 SPECIAL_ID = 0
-VOCAB_SIZE = 4096
 CONTEXT = 256
 MIN_HELD_OUT = 1500  # characters; shorter documents say little about the loss
 
@@ -133,7 +132,7 @@ def load_sources(folder: Path, seed: int) -> tuple[dict, dict, dict]:
     return train, held_out, titles
 
 
-def train_tokenizer(texts: list[str], vocab_size: int = VOCAB_SIZE) -> Tokenizer:
+def train_tokenizer(texts: list[str], vocab_size: int) -> Tokenizer:
     """Train the byte-level BPE; every encoding starts with the special token."""
     tok = Tokenizer(models.BPE())
     tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -184,13 +183,13 @@ def encode_documents(tok: Tokenizer, docs: list[str]) -> np.ndarray:
     return np.concatenate(pieces)
 
 
-def prepare(text: Path, work: Path, seed: int = 0) -> None:
+def prepare(text: Path, work: Path, vocab_size: int, seed: int = 0) -> None:
     """Do everything up to the token files in ``work`` (once)."""
     if (work / "data.json").exists():
         return
     work.mkdir(parents=True, exist_ok=True)
     train, held_out, titles = load_sources(text, seed)
-    tok = train_tokenizer([t for docs in train.values() for t in docs])
+    tok = train_tokenizer([t for docs in train.values() for t in docs], vocab_size)
     save_tokenizer(tok, work / "tokenizer")
     info: dict[str, dict] = {}
     for source in SOURCES:
@@ -216,9 +215,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--text", type=Path, required=True, help="folder with the text files")
     parser.add_argument("--work", type=Path, required=True, help="folder for token files")
+    parser.add_argument("--vocabulary", type=int, default=8192, help="entries of the tokenizer")
     parser.add_argument("--seed", type=int, default=0, help="choice of the held-out documents")
     args = parser.parse_args()
-    prepare(args.text, args.work, args.seed)
+    prepare(args.text, args.work, args.vocabulary, args.seed)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizer import CONTEXT, SOURCES, SPECIAL_ID, VOCAB_SIZE, prepare
+from tokenizer import CONTEXT, SOURCES, SPECIAL_ID, prepare
+from tokenizers import Tokenizer
 from transformers import GPT2Config, GPT2LMHeadModel
 
 CHUNK = 1024  # tokens per chunk of the fused loss
@@ -134,7 +135,9 @@ class Trainer:
         """Build the model and the optimisers; resume when there is a checkpoint."""
         torch.manual_seed(args.seed)
         self.args = args
-        self.model = GPT2LMHeadModel(make_config(args.layers, args.width, args.heads))
+        self.model = GPT2LMHeadModel(make_config(**self.shape))
+        if args.start_from:
+            grow_vocabulary(self.model, args.start_from, args.work / "tokenizer")
         params = dict(self.model.named_parameters())
         self.masters = {n: p.detach().clone().float() for n, p in params.items()}
         self.model.to(torch.bfloat16)
@@ -167,6 +170,17 @@ class Trainer:
         if (args.work / "checkpoint.pt").exists():
             self.load()
 
+    @property
+    def shape(self) -> dict[str, int]:
+        """What decides the sizes of the weights."""
+        args = self.args
+        return {
+            "vocab_size": args.vocabulary,
+            "layers": args.layers,
+            "width": args.width,
+            "heads": args.heads,
+        }
+
     def load(self) -> None:
         """Resume from the checkpoint."""
         state = torch.load(self.args.work / "checkpoint.pt", weights_only=True)
@@ -183,7 +197,7 @@ class Trainer:
             "progress": asdict(self.progress),
             "masters": self.masters,
             "optimisers": [o.state_dict() for o in self.optimisers],
-            "shape": [self.args.layers, self.args.width, self.args.heads],
+            "shape": self.shape,
         }
         path = self.args.work / "checkpoint.pt"
         torch.save(state, path.with_suffix(".tmp"))
@@ -234,10 +248,29 @@ class Trainer:
         return losses
 
 
-def make_config(layers: int, width: int, heads: int) -> GPT2Config:
+def grow_vocabulary(model: GPT2LMHeadModel, start: Path, tokenizer: Path) -> None:
+    """Start from a model of the same shape with another vocabulary.
+
+    All weights but the token embeddings are copied. A new token begins as the
+    mean of the embeddings of the pieces that the old tokenizer makes of it.
+    """
+    old = GPT2LMHeadModel.from_pretrained(start, dtype=torch.float32)
+    pieces = Tokenizer.from_file(str(start / "tokenizer.json")).model
+    vocab = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab()
+    state = old.transformer.state_dict()
+    before = state.pop("wte.weight")
+    model.transformer.load_state_dict(state, strict=False)
+    with torch.no_grad():
+        for token, i in vocab.items():
+            known = pieces.token_to_id(token)
+            ids = [known] if known is not None else [t.id for t in pieces.tokenize(token)]
+            model.transformer.wte.weight[i] = before[ids].mean(dim=0)
+
+
+def make_config(vocab_size: int, layers: int, width: int, heads: int) -> GPT2Config:
     """Architecture of the demo model."""
     return GPT2Config(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=vocab_size,
         n_positions=CONTEXT,
         n_embd=width,
         n_layer=layers,
@@ -270,7 +303,7 @@ def maybe_start_decay(args: argparse.Namespace, progress: Progress) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Train until the decay has ended."""
-    prepare(args.text, args.work, args.seed)
+    prepare(args.text, args.work, args.vocabulary, args.seed)
     corpus, trainer = Corpus(args.work, args.seed), Trainer(args)
     progress = trainer.progress
     batch = args.batch_tokens // CONTEXT
@@ -312,6 +345,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     p.add_argument("--text", type=Path, required=True, help="folder with the text files")
     p.add_argument("--work", type=Path, required=True, help="folder for tokens and checkpoints")
+    p.add_argument("--start-from", type=Path, help="model folder to begin with, any vocabulary")
+    p.add_argument("--vocabulary", type=int, default=8192, help="entries of the tokenizer")
     p.add_argument("--out", type=Path, help="export the finished model to this folder")
     p.add_argument("--tokens", type=int, default=0, help="stop after this many tokens")
     p.add_argument("--minutes", type=float, default=0, help="stop after about this many minutes")

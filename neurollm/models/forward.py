@@ -19,6 +19,9 @@ from neurollm.models.loading import LanguageModel
 from neurollm.models.site import Site
 from neurollm.models.tokens import tokenize
 
+PADDING_SHARE = 1 / 16
+"""A batch ends before a longer sequence would fill more than this share of the token budget with padding."""
+
 
 class _SiteReached(Exception):
     """Ends the forward pass: what was wanted has been computed."""
@@ -181,12 +184,12 @@ def plan_batches(
     -------
     list of ndarray of int
         Indices of the sequences of each batch: every sequence once, shortest first,
-        ties in the order given.
+        ties in the order given. A batch with much padding is split.
 
     Examples
     --------
     >>> [batch.tolist() for batch in plan_batches([5, 2, 5, 9], 10)]
-    [[1, 0], [2], [3]]
+    [[1], [0, 2], [3]]
     >>> [batch.tolist() for batch in plan_batches([5, 2, 5, 9], 20, groups=["a", "b", "b", "a"])]
     [[1, 2], [0, 3]]
     """
@@ -196,11 +199,16 @@ def plan_batches(
         members.setdefault(index if groups is None else groups[index], []).append(index)
     batches: list[np.ndarray] = []
     current: list[int] = []
+    tokens = 0
     for group in sorted(members.values(), key=lambda group: max(lengths[group])):
-        if current and (len(current) + len(group)) * max(lengths[group]) > tokens_per_batch:
+        longest = int(max(lengths[group]))
+        too_long = (len(current) + len(group)) * longest > tokens_per_batch
+        padding = len(current) * longest - tokens  # beside what the group needs within itself
+        if current and (too_long or padding > PADDING_SHARE * tokens_per_batch):
             batches.append(np.asarray(current))
-            current = []
+            current, tokens = [], 0
         current += group
+        tokens += int(lengths[group].sum())
     return batches + ([np.asarray(current)] if current else [])
 
 

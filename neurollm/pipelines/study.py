@@ -270,8 +270,8 @@ class Study:
                 for level in cells.index
                 for template in cells.columns
             ],
-            "exchangeability": next(iter(exchanged.values())),
-            "exchangeability_by_contrast": exchanged,
+            "n_items": int(obs[self.design.item].nunique()),
+            "exchangeability": exchanged,
             "contrasts": self.contrasts,
         }
 

@@ -68,7 +68,7 @@ def note(ax: Axes, sentence: str) -> None:
     ax.set_yticks([])
 
 
-def drop_zero(value: float, digits: int = 1) -> str:
-    """A proportion without its leading zero: 0.5 becomes ``.5``."""
-    text = f"{value:.{digits}f}"
+def drop_zero(value: float, digits: int | None = 1) -> str:
+    """A proportion without its leading zero: 0.5 becomes ``.5``; without `digits` nothing is rounded."""
+    text = f"{value:g}" if digits is None else f"{value:.{digits}f}"
     return text.replace("0.", ".", 1) if abs(value) < 1 else text

@@ -48,7 +48,7 @@ def plot_null_max(result: ContrastResult, alpha: float = 0.05, ax: Axes | None =
     top = float(counts.max())
     ax.set_ylim(0, 1.3 * top)
     if np.isfinite(critical):
-        _mark(ax, critical, 1.12 * top, f"critical at {drop_zero(alpha, 2)}", INK, (4, 2.5))
+        _mark(ax, critical, 1.12 * top, f"critical at {drop_zero(alpha, None)}", INK, (4, 2.5))
     _mark(ax, observed, 1.24 * top, "observed", POSITIVE, None)
     return finish(ax)
 

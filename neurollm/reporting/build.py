@@ -13,7 +13,7 @@ from markupsafe import Markup
 from neurollm.errors import InvalidInput
 from neurollm.files import write_text
 from neurollm.reporting import formatting
-from neurollm.reporting.contexts import MAX_CONTEXTS, shown_contexts, window_for
+from neurollm.reporting.contexts import choose, shown_contexts, window_for
 from neurollm.reporting.features import feature_row, table_data
 from neurollm.reporting.methods import REFERENCES, dictionary_facts, methods_paragraph
 from neurollm.reporting.sentences import control_verdict, method_phrase, representation_name, tally, verdict
@@ -78,7 +78,7 @@ def render(study: Study, top: int) -> str:
         references=REFERENCES,
         cells=_cells(study.design.get("cells") or []),
         design_figure=_design_figure(study.design.get("matrix") or {}),
-        shuffling=_shuffling(study),
+        shufflings=_shufflings(study),
         quality=dictionary_facts(study.dictionary),
         window=window,
         style=Markup(style),
@@ -113,7 +113,7 @@ def _window(study: Study, chosen: dict[str, Any]) -> int:
     for name, indices in chosen.items():
         saved = study.contexts.get(name) or {}
         features = study.results[name].feature
-        total += sum(min(len(saved.get(str(int(features[i])), [])), MAX_CONTEXTS) for i in indices)
+        total += sum(len(choose(saved.get(str(int(features[i])), []))) for i in indices)
     return window_for(total)
 
 
@@ -137,6 +137,7 @@ def _contrast(study: Study, number: int, name: str, indices: Any, window: int) -
         "positive": positive,
         "negative": negative,
         "verdict": verdict(result, alpha),
+        "method": method_phrase(result),
         "control_verdict": control_verdict(controls),
         "tally": tally(result, alpha),
         "untested": _untested(result),
@@ -200,16 +201,11 @@ def _cells(cells: list[dict[str, Any]]) -> dict[str, Any]:
     return {"templates": templates, "rows": rows, "total": sum(n.values())}
 
 
-def _shuffling(study: Study) -> dict[str, Any]:
-    """What was exchangeable, how many shufflings there are and how many were used."""
-    exchangeability = study.design.get("exchangeability") or {}
-    first = next(iter(study.results.values()), None)
-    return {
-        "sentence": exchangeability.get("sentence", ""),
-        "possible": exchangeability.get("n_possible"),
-        "units": exchangeability.get("n_units"),
-        "used": method_phrase(first) if first else "",
-    }
+def _shufflings(study: Study) -> list[str]:
+    """What was exchangeable: one sentence for all contrasts if it holds for all, else one for each."""
+    told = {name: str(known.get("sentence", "")) for name, known in (study.design.get("exchangeability") or {}).items()}
+    distinct = list(dict.fromkeys(sentence for sentence in told.values() if sentence))
+    return distinct if len(distinct) < 2 else [f"{name}: {sentence}" for name, sentence in told.items()]
 
 
 def _untested(result: ContrastResult) -> str:
@@ -229,7 +225,8 @@ def _warnings(study: Study) -> list[str]:
         smallest = 1 / result.n_possible if result.exhaustive else 1 / (result.n_perm + 1)
         if smallest > study.alpha:
             warnings.append(
-                f"{name}: the smallest p that {method_phrase(result)} allow is {formatting.p_number(smallest)}, "
+                f"{name}: the smallest p that {method_phrase(result)} allow is "
+                f"{formatting.p_number(smallest, study.alpha)}, "
                 "so nothing could have been significant."
             )
     warnings += [

@@ -9,6 +9,7 @@ from typing import Any
 from neurollm.reporting.formatting import is_number, significant
 
 MAX_CONTEXTS = 10
+"""Of one feature in one source."""
 TOKEN_BUDGET = 24_000
 """Tokens of all contexts of one page: what keeps the file under 2 MB even when every token is active."""
 MAX_WINDOW = 80
@@ -49,9 +50,17 @@ def window_for(n_contexts: int) -> int:
     return max(MIN_WINDOW, min(MAX_WINDOW, TOKEN_BUDGET // max(n_contexts, 1)))
 
 
+def choose(saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The contexts that a page shows of one feature: source by source, the first of each."""
+    sources: dict[str, list[dict[str, Any]]] = {}
+    for entry in saved:
+        sources.setdefault(str(entry.get("source", "")), []).append(entry)
+    return [entry for entries in sources.values() for entry in entries[:MAX_CONTEXTS]]
+
+
 def shown_contexts(saved: list[dict[str, Any]], window: int) -> list[Context]:
     """The contexts of one feature, shaded on a scale common to all of them."""
-    chosen = saved[:MAX_CONTEXTS]
+    chosen = choose(saved)
     values = [value for entry in chosen for _, value in entry.get("tokens", []) if is_number(value)]
     top = max(values, default=0.0)
     return [_context(entry, window, top) for entry in chosen]

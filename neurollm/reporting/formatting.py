@@ -103,26 +103,31 @@ def proportion(value: Any, digits: int = 2) -> str:
     return text.replace("0.", ".", 1) if text.startswith(("0.", MINUS + "0.")) else text
 
 
-def p_number(value: Any) -> str:
+def p_number(value: Any, alpha: float = 0.05) -> str:
     """A p value for a table cell: two digits that matter, never a bare zero.
+
+    More digits are shown when rounding would carry it to the other side of `alpha`.
 
     Examples
     --------
-    >>> p_number(0.0001), p_number(0.0312), p_number(0.31), p_number(1.0)
-    ('<\\u202f.001', '.031', '.31', '1.00')
+    >>> p_number(0.0001), p_number(0.0312), p_number(0.31), p_number(1.0), p_number(0.05004)
+    ('<\\u202f.001', '.031', '.31', '1.00', '.05004')
     """
     if not is_number(value):
         return MISSING
     if value < 0.001:
         return "<\N{NARROW NO-BREAK SPACE}.001"
-    return proportion(value, 3 if value < 0.1 else 2)
+    digits = 3 if value < 0.1 else 2
+    while digits < 8 and (round(value, digits) <= alpha) != (value <= alpha):
+        digits += 1
+    return proportion(value, digits)
 
 
-def p_sentence(value: Any) -> str:
+def p_sentence(value: Any, alpha: float = 0.05) -> str:
     """A p value with its relation sign, for sentences: ``"= .031"``, ``"< .001"``."""
     if not is_number(value):
         return "not available"
-    return "< .001" if value < 0.001 else f"= {p_number(value)}"
+    return "< .001" if value < 0.001 else f"= {p_number(value, alpha)}"
 
 
 def interval(low: Any, high: Any, digits: int = 2, *, bounded: bool = False) -> str:

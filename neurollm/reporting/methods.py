@@ -19,13 +19,14 @@ REFERENCES = (
     "Phipson B, Smyth GK (2010). Permutation p-values should never be zero: calculating exact p-values "
     "when permutations are randomly drawn. Statistical Applications in Genetics and Molecular Biology 9, 39.",
 )
-_POOLING = {"mean": "averaged", "max": "reduced to their maximum", "sum": "summed", "last": "read at the last token"}
+_POOLING = {"mean": "averaged", "max": "reduced to their maximum", "sum": "summed", "last": "read at the last"}
 _WINDOWS = {
     "content": "all tokens",
     "all": "all tokens",
     "last": "the last token",
     "target": "the tokens of the target",
 }
+_PLACES = {"left": "first", "centre": "middle"}
 _STATISTICS = {
     "sign_flip": "a paired t statistic over items",
     "within_item": "the t statistic of the contrast in an additive model of items and levels",
@@ -49,7 +50,7 @@ def methods_paragraph(study: Study) -> str:
 def _stimuli(study: Study) -> str:
     design, n = study.design, study.manifest.get("n_stimuli")
     levels = [str(level) for level in design.get("levels", [])]
-    items = (design.get("exchangeability") or {}).get("n_units")
+    items = design.get("n_items")
     text = plural(n, "stimulus", "stimuli") if n else "The stimuli"
     if items:
         text += f" built on {plural(items, 'item')}"
@@ -84,13 +85,20 @@ def _pooling(study: Study) -> str:
     pool, tokens = str(settings["pool"]), str(settings.get("tokens", "content"))
     if pool == "none":
         return f"Feature activations were kept for every token of the window “{tokens}”."
-    window = _WINDOWS.get(tokens, f"the window “{tokens}”")
     text = f"Feature activations were {_POOLING.get(pool, 'pooled (' + pool + ')')}"
-    text += f" over {window} of each stimulus"
+    text += f" {'of' if pool == 'last' else 'over'} {_window(tokens)} of each stimulus"
     text += "; special tokens were included" if tokens == "all" else "; special tokens were left out"
     transform = settings.get("transform", "raw")
     shown = _TRANSFORMS.get(str(transform), str(transform))
     return text + (f"; values were transformed ({shown})." if transform != "raw" else ".")
+
+
+def _window(tokens: str) -> str:
+    """A token window in words."""
+    kind, _, n = tokens.partition(":")
+    if n.isdigit() and kind in _PLACES:
+        return f"the {_PLACES[kind]} {'token' if n == '1' else n + ' tokens'}"
+    return _WINDOWS.get(tokens, f"the window “{tokens}”")
 
 
 def _tests(study: Study) -> list[str]:

@@ -95,7 +95,7 @@ def verdict(result: ContrastResult, alpha: float = 0.05) -> str:
         }[result.alternative]
         return (
             f"No feature of {count(found.tested)} tested responds {direction} at {level} {method}; "
-            f"smallest p_FWER {p_sentence(found.smallest_p)}."
+            f"smallest p_FWER {p_sentence(found.smallest_p, alpha)}."
         )
     up = f"more to {positive} than {negative}"
     down = f"more to {negative} than {positive}"
@@ -132,12 +132,14 @@ def _compared(study: dict[str, Any] | None, best: dict[str, Any]) -> str:
     if study is None or not is_number(study.get("auroc")):
         return f"How well the features separate these conditions is not known; {name} reach AUROC {auroc(best)}."
     against = f"AUROC {auroc(best)} vs {auroc(study)} for the features"
-    above = (_above_chance(study), _above_chance(best))
+    if not (_has_interval(study) and _has_interval(best)):
+        return f"No interval could be computed, so the features and {name} cannot be compared: {against}."
+    above = (study["ci_low"] > CHANCE, best["ci_low"] > CHANCE)
     if above == (False, False):
         return f"Neither the features nor {name} separate these conditions clearly above chance: {against}."
-    if _below(study, best):
+    if study["ci_high"] < best["ci_low"]:
         return f"{_first_upper(name)} separate these conditions better than the features do: {against}."
-    if _below(best, study):
+    if best["ci_high"] < study["ci_low"]:
         return f"The features separate these conditions better than {name}: {against}."
     if not all(above):
         only = "the features" if above[0] else name
@@ -165,20 +167,13 @@ def _the(row: dict[str, Any]) -> str:
     return f"the features of “{representation_name(row)}”"
 
 
-def _above_chance(row: dict[str, Any]) -> bool:
-    low = row.get("ci_low")
-    return low > CHANCE if is_number(low) else row["auroc"] > CHANCE
+def _has_interval(row: dict[str, Any]) -> bool:
+    return is_number(row.get("ci_low")) and is_number(row.get("ci_high"))
 
 
 def _is_narrow(row: dict[str, Any]) -> bool:
     """Whether the interval is narrow enough to speak of the same height."""
-    low, high = row.get("ci_low"), row.get("ci_high")
-    return is_number(low) and is_number(high) and high - low <= NARROW
-
-
-def _below(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    """Whether the interval of `a` ends before that of `b` begins."""
-    return is_number(a.get("ci_high")) and is_number(b.get("ci_low")) and a["ci_high"] < b["ci_low"]
+    return row["ci_high"] - row["ci_low"] <= NARROW
 
 
 def _first_upper(text: str) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.files import slug
+from neurollm.files import slug, write_json
 from neurollm.glm import ContrastResult
 from neurollm.reporting import build_report, verdicts
 
@@ -59,7 +59,7 @@ def test_every_section_is_there(page):
         "Stimuli per cell of outcome and wording.",
         "word counts reach AUROC .89",
         "signs are flipped item by item",
-        "Possible shufflings 268,435,456",
+        "28 268,435,456 1,000 sign-flips by item",
         "Explained variance .872",
         "neurollm run pipelines/success.yaml",
         "stimuli: stimuli/success.tsv",
@@ -262,3 +262,37 @@ def test_too_few_shufflings_are_a_warning(tmp_path, make_study):
     folder = make_study(tmp_path / "s", n_items=4, n_perm=500, contrasts={"a": "success - failure"})
     text = Page(build_report(folder).read_text(encoding="utf-8")).text
     assert "all 16 possible sign-flips by item" in text and "nothing could have been significant" in text
+
+
+def test_every_contrast_shows_its_own_scheme(study):
+    design = json.loads((study / "design.json").read_text())
+    first, second = design["exchangeability"]
+    design["exchangeability"][second] = design["exchangeability"][second] | {"sentence": "Whole items are shuffled."}
+    write_json(study / "design.json", design)
+    text = " ".join(Page(build_report(study).read_text(encoding="utf-8")).text.split())
+    assert f"{second}: Whole items are shuffled." in text and f"{first}: Every item occurs" in text
+
+
+def test_every_source_of_contexts_is_shown(study):
+    contexts = json.loads((study / "contexts.json").read_text())
+    name, features = next(iter(contexts.items()))
+    feature, entries = next(iter(features.items()))
+    contexts[name][feature] = [entries[0] | {"source": source} for source in ("a", "b", "c") for _ in range(12)]
+    write_json(study / "contexts.json", contexts)
+    html = build_report(study).read_text(encoding="utf-8")
+    assert [html.count(f'<span class="chip rest">{source}</span>') for source in "abc"] == [10, 10, 10]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pool", "said"),
+    [
+        ("target", "mean", "averaged over the tokens of the target of each stimulus"),
+        ("left:3", "max", "reduced to their maximum over the first 3 tokens of each stimulus"),
+        ("centre:1", "sum", "summed over the middle token of each stimulus"),
+        ("content", "last", "read at the last of all tokens of each stimulus"),
+    ],
+)
+def test_windows_in_words(study, tokens, pool, said):
+    manifest = json.loads((study / "manifest.json").read_text())
+    write_json(study / "manifest.json", manifest | {"tokens": tokens, "pool": pool})
+    assert said in Page(build_report(study).read_text(encoding="utf-8")).text

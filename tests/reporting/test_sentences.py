@@ -63,6 +63,11 @@ def test_the_level_is_the_declared_one(alpha):
     assert f"p_FWER ≤ {str(alpha)[1:]} " in verdict(Result([0.4], [1.0]), alpha)
 
 
+def test_rounding_does_not_cross_the_level():
+    assert verdict(Result([0.0504, 0.9], [2.0, 1.0])).endswith("smallest p_FWER = .0504.")
+    assert verdict(Result([0.0052, 0.9], [2.0, 1.0]), 0.005).endswith("smallest p_FWER = .0052.")
+
+
 def test_nothing_testable():
     assert verdict(Result([np.nan], [np.nan])).startswith("No feature could be tested")
 
@@ -125,7 +130,13 @@ TOKENS = "The token embeddings alone"
         ((None, None, None), (0.70, 0.63, 0.78), "How well the features separate these conditions is not known"),
         ((0.70, 0.63, 0.78), (None, None, None), "No control was run"),
         ((0.70, 0.63, 0.78), (float("nan"), None, None), "No control was run"),
-        ((1.0, None, None), (1.0, None, None), "no difference between the two is shown: AUROC 1.00 vs 1.00"),
+        (
+            (1.0, None, None),
+            (1.0, None, None),
+            "No interval could be computed, so the features and the token embeddings alone cannot be compared: "
+            "AUROC 1.00 vs 1.00",
+        ),
+        ((0.9, 0.8, 0.95), (0.5, None, None), "cannot be compared: AUROC .50 vs .90 [.80, .95] for the features."),
     ],
 )
 def test_control_sentence(study, control, said):
