@@ -314,7 +314,7 @@ class CategoricalDesign:
 
 def _describe(shuffling: Shuffling, names: Sequence[str], item: str) -> Exchangeability:
     n, possible = shuffling.n_items, shuffling.n_possible
-    levels = " and ".join([", ".join(names[:-1]), names[-1]])
+    levels = " and ".join([", ".join(names[:-1]), names[-1]]) if len(names) <= 6 else f"the levels {listed(names)}"
     count = f"{possible:,}" if possible < 10**9 else f"about 10^{math.log10(possible):.0f}"
     text = {
         "sign_flip": f"Every {item} has both {levels}: the sign of the difference is flipped in each of the {n} items",

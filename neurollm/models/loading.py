@@ -215,7 +215,20 @@ def _trained(factory: Any, source: str, dtype: torch.dtype, name: str) -> Any:
             f"model {name!r}: its files lack {len(wrong)} of the weights that its config.json asks for, such as "
             f"{wrong[0]}; they would be random numbers"
         )
+    depth = getattr(model.config, "num_hidden_layers", None)
+    beyond = max((_block(str(key)) for key in report["unexpected_keys"]), default=-1)
+    if depth is not None and beyond >= depth:
+        raise InvalidInput(
+            f"model {name!r}: its files hold weights of {beyond + 1} blocks, but its config.json names {depth}; "
+            "the model would be cut short"
+        )
     return model
+
+
+def _block(key: str) -> int:
+    """Number of the block that a weight belongs to: the first number in its name; −1 if there is none."""
+    found = re.search(r"\.(\d+)\.", f".{key}.")
+    return int(found.group(1)) if found else -1
 
 
 @contextmanager

@@ -6,7 +6,6 @@ No tables, files or progress here; see `neurollm.glm` for the estimator.
 from neurollm.stats.auc import auc, concordance
 from neurollm.stats.effects import Sides, hedges_g, sides, small_sample_factor, t_interval
 from neurollm.stats.kernel import PermutationResult, permutation_test, r_to_t
-from neurollm.stats.multiplicity import benjamini_hochberg
 from neurollm.stats.shufflings import Draws, Shuffling, sign_flip, whole_item, within_item
 from neurollm.stats.ttests import ContrastMoments, contrast_moments
 
@@ -17,7 +16,6 @@ __all__ = [
     "Shuffling",
     "Sides",
     "auc",
-    "benjamini_hochberg",
     "concordance",
     "contrast_moments",
     "hedges_g",

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 import torch
 
+from neurollm import datasets
 from neurollm.errors import DataMismatch, InvalidInput, NeurollmError
 from neurollm.models import (
     LanguageModel,
@@ -159,6 +163,23 @@ def test_bad_requests_get_a_sentence(call, sentence):
 def test_a_folder_without_a_model_is_refused(tmp_path):
     with pytest.raises(InvalidInput, match=r"config\.json is missing"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize(("depth", "sentence"), [(4, "hold weights of 6 blocks, but its config.json names 4"),
+                                                (7, "lack 12 of the weights")])  # fmt: skip
+def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, depth, sentence):
+    folder = shutil.copytree(datasets.demo_model_path(), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_layer": depth}))
+    with pytest.raises(InvalidInput, match=sentence):
+        load_model(folder)
+
+
+def test_batches_of_different_lengths_hold_little_padding():
+    lengths = np.random.default_rng(0).integers(1, 257, 400)
+    batches = plan_batches(lengths, 8192)
+    padded = sum(len(batch) * lengths[batch].max() for batch in batches)
+    assert padded < 1.1 * lengths.sum() and len(batches) < 20
 
 
 def test_a_layer_too_deep_is_refused(demo_lm):
