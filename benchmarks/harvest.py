@@ -5,7 +5,7 @@
 2. ``neurollm.harvest``: tokenising, the model cut after the layer, hashing and writing.
 3. The ceiling: the model cut after the layer on tensors batched beforehand, nothing else.
 
-The repeats are interleaved, so that other load on the machine falls on all three alike;
+The order is drawn anew in every repeat, so that other load on the machine falls on all alike;
 medians are printed. CPU seconds (of all threads) are printed too: on a busy machine they say more than
 the clock. All three use the same weights in the same dtype and the same contexts.
 """
@@ -13,7 +13,6 @@ the clock. All three use the same weights in the same dtype and the same context
 from __future__ import annotations
 
 import argparse
-import itertools
 import shutil
 import tempfile
 import time
@@ -76,15 +75,19 @@ def ceiling(lm: LanguageModel, batches: list[tuple[torch.Tensor, torch.Tensor | 
         torch.cuda.synchronize()
 
 
-def measure(ways: dict[str, Callable[[], None]], repeats: int) -> dict[str, list[tuple[float, float]]]:
-    """Clock and CPU seconds of each way in each repeat, after one unmeasured round."""
+def measure(
+    ways: dict[str, Callable[[], None]], repeats: int, after: Callable[[], None]
+) -> dict[str, list[tuple[float, float]]]:
+    """Clock and CPU seconds of each way in each repeat, after one unmeasured round; `after` is not timed."""
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    order = np.random.default_rng(0)
     for repeat in range(repeats + 1):
-        for name, way in ways.items():
+        for name in order.permutation(list(ways)):  # none always follows the same other
             start, cpu_start = time.perf_counter(), time.process_time()
-            way()
+            ways[name]()
             if repeat:
                 seconds[name].append((time.perf_counter() - start, time.process_time() - cpu_start))
+            after()
     return seconds
 
 
@@ -112,10 +115,10 @@ def main() -> None:
     document = np.searchsorted(contexts.document_start, contexts.first[:-1], side="right") - 1
     spans = zip(document, contexts.starts[contexts.first[:-1]], contexts.ends[contexts.first[1:] - 1], strict=True)
     texts = [corpus.documents[i][1][start:end] for i, start, end in spans]
-    folder, turn = Path(tempfile.mkdtemp(prefix="neurollm-benchmark-")), itertools.count()
+    folder = Path(tempfile.mkdtemp(prefix="neurollm-benchmark-"))
 
     def run_harvest() -> None:
-        harvest(lm, corpus, site, folder / str(next(turn)), tokens_per_shard=arguments.shard, verbose=0)
+        harvest(lm, corpus, site, folder, tokens_per_shard=arguments.shard, verbose=0)
 
     ways = {
         "plain loop (whole model, padded)": lambda: plain_loop(lm, texts, site.layer, arguments.batch),
@@ -124,7 +127,7 @@ def main() -> None:
         "bare forward, batched before": lambda: ceiling(lm, batches, site),
     }
     try:
-        seconds = measure(ways, arguments.repeats)
+        seconds = measure(ways, arguments.repeats, lambda: shutil.rmtree(folder, ignore_errors=True))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     report(lm, site, contexts, seconds)

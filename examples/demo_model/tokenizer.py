@@ -186,6 +186,9 @@ def encode_documents(tok: Tokenizer, docs: list[str]) -> np.ndarray:
 def prepare(text: Path, work: Path, vocab_size: int, seed: int = 0) -> None:
     """Do everything up to the token files in ``work`` (once)."""
     if (work / "data.json").exists():
+        made = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json")).get_vocab_size()
+        if made != vocab_size:
+            raise SystemExit(f"{work} was prepared with {made} entries, not {vocab_size}; use another work folder")
         return
     work.mkdir(parents=True, exist_ok=True)
     train, held_out, titles = load_sources(text, seed)

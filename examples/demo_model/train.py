@@ -136,7 +136,8 @@ class Trainer:
         torch.manual_seed(args.seed)
         self.args = args
         self.model = GPT2LMHeadModel(make_config(**self.shape))
-        if args.start_from:
+        resumes = (args.work / "checkpoint.pt").exists()
+        if args.start_from and not resumes:
             grow_vocabulary(self.model, args.start_from, args.work / "tokenizer")
         params = dict(self.model.named_parameters())
         self.masters = {n: p.detach().clone().float() for n, p in params.items()}
@@ -167,7 +168,7 @@ class Trainer:
             )
         self.base_lr = [args.lr_adamw, args.lr_muon][: len(self.optimisers)]
         self.progress = Progress()
-        if (args.work / "checkpoint.pt").exists():
+        if resumes:
             self.load()
 
     @property
@@ -255,6 +256,9 @@ def grow_vocabulary(model: GPT2LMHeadModel, start: Path, tokenizer: Path) -> Non
     mean of the embeddings of the pieces that the old tokenizer makes of it.
     """
     old = GPT2LMHeadModel.from_pretrained(start, dtype=torch.float32)
+    for name in ("n_layer", "n_embd", "n_head", "n_positions"):
+        if getattr(old.config, name) != getattr(model.config, name):
+            raise SystemExit(f"{start}: {name} is {getattr(old.config, name)}, not {getattr(model.config, name)}")
     pieces = Tokenizer.from_file(str(start / "tokenizer.json")).model
     vocab = Tokenizer.from_file(str(tokenizer / "tokenizer.json")).get_vocab()
     state = old.transformer.state_dict()
@@ -264,6 +268,8 @@ def grow_vocabulary(model: GPT2LMHeadModel, start: Path, tokenizer: Path) -> Non
         for token, i in vocab.items():
             known = pieces.token_to_id(token)
             ids = [known] if known is not None else [t.id for t in pieces.tokenize(token)]
+            if not ids:
+                raise SystemExit(f"{start}: its tokenizer has no pieces for {token!r}")
             model.transformer.wte.weight[i] = before[ids].mean(dim=0)
 
 
@@ -335,7 +341,7 @@ def run(args: argparse.Namespace) -> None:
             print("held-out", json.dumps(trainer.validate()), flush=True)
             validated = time.monotonic()
     trainer.save()
-    final = {"held_out": trainer.validate(1000), **asdict(progress)}
+    final = {"held_out": trainer.validate(1000), **asdict(progress), "started_from": str(args.start_from or "")}
     (args.work / "final.json").write_text(json.dumps(final, indent=1) + "\n")
     print("finished", json.dumps(final), flush=True)
 

@@ -203,12 +203,12 @@ def plan_batches(
     for group in sorted(members.values(), key=lambda group: max(lengths[group])):
         longest = int(max(lengths[group]))
         too_long = (len(current) + len(group)) * longest > tokens_per_batch
-        padding = len(current) * longest - tokens  # beside what the group needs within itself
+        padding = len(current) * longest - tokens  # that these would not have in a batch of their own
         if current and (too_long or padding > PADDING_SHARE * tokens_per_batch):
             batches.append(np.asarray(current))
             current, tokens = [], 0
         current += group
-        tokens += int(lengths[group].sum())
+        tokens += len(group) * longest
     return batches + ([np.asarray(current)] if current else [])
 
 

@@ -58,7 +58,7 @@ class LanguageModel:
         # transformers warns about missing attention masks when a batch contains the padding id; here
         # padding always follows the text, where no causal token can see it.
         self.model.config.pad_token_id = None
-        self.blocks = _find_blocks(self.model.base_model, self.n_layers, self.name)
+        self.blocks = _block_list(self.model.base_model, self.n_layers, self.name)[1]
         self.prepends_bos = _lacks_start_token(self.tokenizer)
         self._fingerprint: str | None = None
 
@@ -215,20 +215,16 @@ def _trained(factory: Any, source: str, dtype: torch.dtype, name: str) -> Any:
             f"model {name!r}: its files lack {len(wrong)} of the weights that its config.json asks for, such as "
             f"{wrong[0]}; they would be random numbers"
         )
-    depth = getattr(model.config, "num_hidden_layers", None)
-    beyond = max((_block(str(key)) for key in report["unexpected_keys"]), default=-1)
-    if depth is not None and beyond >= depth:
+    depth = model.config.get_text_config().num_hidden_layers
+    list_name = _block_list(model.base_model, depth, name)[0].rpartition(".")[2]
+    numbers = re.findall(rf"(?:^|[. ]){list_name}\.(\d+)\.", " ".join(map(str, report["unexpected_keys"])))
+    beyond = max(map(int, numbers), default=-1)
+    if beyond >= depth:
         raise InvalidInput(
             f"model {name!r}: its files hold weights of {beyond + 1} blocks, but its config.json names {depth}; "
             "the model would be cut short"
         )
     return model
-
-
-def _block(key: str) -> int:
-    """Number of the block that a weight belongs to: the first number in its name; −1 if there is none."""
-    found = re.search(r"\.(\d+)\.", f".{key}.")
-    return int(found.group(1)) if found else -1
 
 
 @contextmanager
@@ -296,8 +292,8 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return any(getattr(torch.cpu, probe, bool)() for probe in probes)
 
 
-def _find_blocks(backbone: nn.Module, n_layers: int, name: str) -> nn.ModuleList:
-    """The outermost list of modules that has one entry per layer."""
+def _block_list(backbone: nn.Module, n_layers: int, name: str) -> tuple[str, nn.ModuleList]:
+    """The outermost list of modules that has one entry per layer, and its path."""
     lists = [
         (path.count("."), path, module)
         for path, module in backbone.named_modules()
@@ -307,7 +303,7 @@ def _find_blocks(backbone: nn.Module, n_layers: int, name: str) -> nn.ModuleList
         raise InvalidInput(
             f"model {name!r}: no list of {n_layers} blocks found; it is not a transformer neurollm can read"
         )
-    return min(lists, key=lambda entry: entry[:2])[2]
+    return min(lists, key=lambda entry: entry[:2])[1:]
 
 
 def _lacks_start_token(tokenizer: Any) -> bool:

@@ -257,7 +257,6 @@ class Study:
         obs = self.trials.obs
         matrix = self.design.design_matrix(obs)
         cells = pd.crosstab(obs[self.design.factor].astype(str), obs["template"].astype(str))
-        exchanged = {name: exchange.to_dict() for name, (_, exchange) in self.plans().items()}
         return self.design.to_dict() | {
             "levels": list(self.design.levels(obs)),
             "matrix": {
@@ -271,7 +270,6 @@ class Study:
                 for template in cells.columns
             ],
             "n_items": int(obs[self.design.item].nunique()),
-            "exchangeability": exchanged,
             "contrasts": self.contrasts,
         }
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from neurollm.errors import InvalidInput
 from neurollm.files import write_text
 from neurollm.reporting import formatting
-from neurollm.reporting.contexts import choose, shown_contexts, window_for
+from neurollm.reporting.contexts import fit, shown_contexts
 from neurollm.reporting.features import feature_row, table_data
 from neurollm.reporting.methods import REFERENCES, dictionary_facts, methods_paragraph
 from neurollm.reporting.sentences import control_verdict, method_phrase, representation_name, tally, verdict
@@ -62,9 +62,9 @@ def render(study: Study, top: int) -> str:
     """The report as HTML text."""
     style, script = _asset("report.css"), _asset("report.js")
     chosen = {name: result.strongest(top) for name, result in study.results.items()}
-    window = _window(study, chosen)
+    room = fit([saved for name, indices in chosen.items() for saved in _saved_contexts(study, name, indices)])
     contrasts = [
-        _contrast(study, number, name, chosen[name], window)
+        _contrast(study, number, name, chosen[name], room)
         for number, name in enumerate(study.results, start=1)
     ]  # fmt: skip
     return _environment().get_template("report.html.jinja").render(
@@ -80,7 +80,7 @@ def render(study: Study, top: int) -> str:
         design_figure=_design_figure(study.design.get("matrix") or {}),
         shufflings=_shufflings(study),
         quality=dictionary_facts(study.dictionary),
-        window=window,
+        window=room[1],
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -107,28 +107,23 @@ def _asset(name: str) -> str:
     return "\n" + text.replace("\r\n", "\n")
 
 
-def _window(study: Study, chosen: dict[str, Any]) -> int:
-    """Tokens per context, so that the contexts of all contrasts together fit into the page."""
-    total = 0
-    for name, indices in chosen.items():
-        saved = study.contexts.get(name) or {}
-        features = study.results[name].feature
-        total += sum(len(choose(saved.get(str(int(features[i])), []))) for i in indices)
-    return window_for(total)
+def _saved_contexts(study: Study, name: str, indices: Any) -> list[list[dict[str, Any]]]:
+    """The saved contexts of some features of a contrast."""
+    saved, features = study.contexts.get(name) or {}, study.results[name].feature
+    return [saved.get(str(int(features[i])), []) for i in indices]
 
 
-def _contrast(study: Study, number: int, name: str, indices: Any, window: int) -> dict[str, Any]:
+def _contrast(study: Study, number: int, name: str, indices: Any, room: tuple[int, int]) -> dict[str, Any]:
     """Everything the page shows about one contrast."""
     from neurollm.plotting import contrast_sides
 
     result, alpha = study.results[name], study.alpha
-    saved = study.contexts.get(name) or {}
     controls = [row | {"representation": representation_name(row)} for row in study.controls.get(name) or []]
     controls.sort(key=lambda row: row.get("kind") != "study")
     rows = [
-        feature_row(result, i, alpha, shown_contexts(saved.get(str(int(result.feature[i])), []), window))
-        for i in indices
-    ]  # fmt: skip
+        feature_row(result, i, alpha, shown_contexts(saved, *room))
+        for i, saved in zip(indices, _saved_contexts(study, name, indices), strict=True)
+    ]
     positive, negative = contrast_sides(result)
     return {
         "number": number,
@@ -203,8 +198,8 @@ def _cells(cells: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _shufflings(study: Study) -> list[str]:
     """What was exchangeable: one sentence for all contrasts if it holds for all, else one for each."""
-    told = {name: str(known.get("sentence", "")) for name, known in (study.design.get("exchangeability") or {}).items()}
-    distinct = list(dict.fromkeys(sentence for sentence in told.values() if sentence))
+    told = {name: result.shuffling for name, result in study.results.items()}
+    distinct = list(dict.fromkeys(told.values()))
     return distinct if len(distinct) < 2 else [f"{name}: {sentence}" for name, sentence in told.items()]
 
 

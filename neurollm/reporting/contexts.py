@@ -39,28 +39,40 @@ class Context:
     cut_after: bool
 
 
-def window_for(n_contexts: int) -> int:
-    """How many tokens each of `n_contexts` contexts may show.
+def fit(features: list[list[dict[str, Any]]]) -> tuple[int, int]:
+    """How much of the saved contexts of all `features` of a page fits into it.
+
+    Returns
+    -------
+    most : int
+        Contexts of one feature from one source.
+    window : int
+        Tokens of a context.
 
     Examples
     --------
-    >>> window_for(10), window_for(600), window_for(10_000)
-    (80, 40, 16)
+    >>> entries = [{"source": "books"}] * 10
+    >>> fit([entries]), fit([entries] * 60), fit([entries] * 1000)
+    ((10, 80), (10, 40), (1, 24))
     """
-    return max(MIN_WINDOW, min(MAX_WINDOW, TOKEN_BUDGET // max(n_contexts, 1)))
+    for most in range(MAX_CONTEXTS, 0, -1):
+        n = sum(len(choose(saved, most)) for saved in features)
+        if n * MIN_WINDOW <= TOKEN_BUDGET:
+            break
+    return most, max(MIN_WINDOW, min(MAX_WINDOW, TOKEN_BUDGET // max(n, 1)))
 
 
-def choose(saved: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The contexts that a page shows of one feature: source by source, the first of each."""
+def choose(saved: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
+    """The first contexts of a feature from each source, source by source."""
     sources: dict[str, list[dict[str, Any]]] = {}
     for entry in saved:
         sources.setdefault(str(entry.get("source", "")), []).append(entry)
-    return [entry for entries in sources.values() for entry in entries[:MAX_CONTEXTS]]
+    return [entry for entries in sources.values() for entry in entries[:most]]
 
 
-def shown_contexts(saved: list[dict[str, Any]], window: int) -> list[Context]:
+def shown_contexts(saved: list[dict[str, Any]], most: int, window: int) -> list[Context]:
     """The contexts of one feature, shaded on a scale common to all of them."""
-    chosen = choose(saved)
+    chosen = choose(saved, most)
     values = [value for entry in chosen for _, value in entry.get("tokens", []) if is_number(value)]
     top = max(values, default=0.0)
     return [_context(entry, window, top) for entry in chosen]

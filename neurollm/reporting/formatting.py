@@ -16,7 +16,9 @@ _KEPT_CONTROLS = "\n\t"
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number."""
-    return value is not None and not isinstance(value, bool | str) and math.isfinite(value)
+    if value is None or isinstance(value, bool | str):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def visible(value: Any) -> Any:
@@ -115,10 +117,10 @@ def p_number(value: Any, alpha: float = 0.05) -> str:
     """
     if not is_number(value):
         return MISSING
-    if value < 0.001:
+    if value < 0.001 <= alpha:
         return "<\N{NARROW NO-BREAK SPACE}.001"
-    digits = 3 if value < 0.1 else 2
-    while digits < 8 and (round(value, digits) <= alpha) != (value <= alpha):
+    digits = 2 if value >= 0.1 else max(3, 1 - math.floor(math.log10(value))) if value > 0 else 3
+    while digits < 15 and (round(value, digits) <= alpha) != (value <= alpha):
         digits += 1
     return proportion(value, digits)
 
@@ -127,7 +129,7 @@ def p_sentence(value: Any, alpha: float = 0.05) -> str:
     """A p value with its relation sign, for sentences: ``"= .031"``, ``"< .001"``."""
     if not is_number(value):
         return "not available"
-    return "< .001" if value < 0.001 else f"= {p_number(value, alpha)}"
+    return "< .001" if value < 0.001 <= alpha else f"= {p_number(value, alpha)}"
 
 
 def interval(low: Any, high: Any, digits: int = 2, *, bounded: bool = False) -> str:
@@ -151,12 +153,12 @@ def count(value: Any) -> str:
     >>> count(10000), count(2**56)
     ('10,000', '7.2 × 10¹⁶')
     """
-    if value is None or isinstance(value, str) or not is_number(value):
+    if not is_number(value):
         return MISSING
     number = int(value)
     if number < 10**9:
         return f"{number:,}"
-    order = len(str(number)) - 1
+    order = math.floor(math.log10(number))
     mantissa = number // 10 ** (order - 1) / 10
     return f"{mantissa} × 10{str(order).translate(_SUPERSCRIPT)}"
 

@@ -23,9 +23,9 @@ _POOLING = {"mean": "averaged", "max": "reduced to their maximum", "sum": "summe
 _WINDOWS = {
     "content": "all tokens",
     "all": "all tokens",
-    "last": "the last token",
     "target": "the tokens of the target",
 }
+_SINGLE = {"last": "the last token", "left:1": "the first token", "centre:1": "the middle token"}
 _PLACES = {"left": "first", "centre": "middle"}
 _STATISTICS = {
     "sign_flip": "a paired t statistic over items",
@@ -85,8 +85,11 @@ def _pooling(study: Study) -> str:
     pool, tokens = str(settings["pool"]), str(settings.get("tokens", "content"))
     if pool == "none":
         return f"Feature activations were kept for every token of the window “{tokens}”."
-    text = f"Feature activations were {_POOLING.get(pool, 'pooled (' + pool + ')')}"
-    text += f" {'of' if pool == 'last' else 'over'} {_window(tokens)} of each stimulus"
+    if tokens in _SINGLE:
+        text = f"Feature activations were read at {_SINGLE[tokens]} of each stimulus"
+    else:
+        text = f"Feature activations were {_POOLING.get(pool, 'pooled (' + pool + ')')}"
+        text += f" {'of' if pool == 'last' else 'over'} {_window(tokens)} of each stimulus"
     text += "; special tokens were included" if tokens == "all" else "; special tokens were left out"
     transform = settings.get("transform", "raw")
     shown = _TRANSFORMS.get(str(transform), str(transform))
@@ -97,7 +100,7 @@ def _window(tokens: str) -> str:
     """A token window in words."""
     kind, _, n = tokens.partition(":")
     if n.isdigit() and kind in _PLACES:
-        return f"the {_PLACES[kind]} {'token' if n == '1' else n + ' tokens'}"
+        return f"the {_PLACES[kind]} {n} tokens"
     return _WINDOWS.get(tokens, f"the window “{tokens}”")
 
 

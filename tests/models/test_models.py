@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from neurollm import datasets
 from neurollm.errors import DataMismatch, InvalidInput, NeurollmError
@@ -173,6 +174,18 @@ def test_weights_that_do_not_fit_the_config_are_refused(tmp_path, depth, sentenc
     (folder / "config.json").write_text(json.dumps(config | {"n_layer": depth}))
     with pytest.raises(InvalidInput, match=sentence):
         load_model(folder)
+
+
+def test_weights_of_an_unused_head_are_no_block(tmp_path):
+    folder = shutil.copytree(datasets.demo_model_path(), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"classifier.9.weight": torch.zeros(2)}, folder / "model.safetensors", {"format": "pt"})
+    assert load_model(folder).n_layers == 6
+
+
+def test_groups_are_not_split_for_padding_of_their_own():
+    lengths, groups = [8, 16] * 1000, np.repeat(np.arange(1000), 2)
+    assert len(plan_batches(lengths, 8192, groups)) == 4
 
 
 def test_batches_of_different_lengths_hold_little_padding():

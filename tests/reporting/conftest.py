@@ -111,17 +111,6 @@ def _manifest(name: str, n_stimuli: int, hostile: str) -> dict:
     }
 
 
-def _exchangeability(n_items: int, hostile: str) -> dict:
-    return {
-        "kind": "sign_flip",
-        "unit": "item",
-        "n_units": n_items,
-        "n_possible": 2**n_items,
-        "sentence": "Every item occurs in every condition, so under the null hypothesis the sign of each "
-        "item’s difference is arbitrary: signs are flipped item by item." + hostile,
-    }
-
-
 def _design(obs: pd.DataFrame, levels: list[str], contrasts: dict, n_items: int, hostile: str) -> dict:
     matrix = pd.get_dummies(obs["outcome"])[levels].astype(float)
     return {
@@ -135,7 +124,6 @@ def _design(obs: pd.DataFrame, levels: list[str], contrasts: dict, n_items: int,
             for (level, template), n in obs.groupby(["outcome", "template"], sort=False).size().items()
         ],
         "n_items": n_items,
-        "exchangeability": {key: _exchangeability(n_items, hostile) for key in contrasts},
         "contrasts": contrasts,
     }
 

@@ -58,7 +58,7 @@ def test_every_section_is_there(page):
         "168 stimuli built on 28 items varied the factor outcome",
         "Stimuli per cell of outcome and wording.",
         "word counts reach AUROC .89",
-        "signs are flipped item by item",
+        "the sign of the difference is flipped in each of the 28 items",
         "28 268,435,456 1,000 sign-flips by item",
         "Explained variance .872",
         "neurollm run pipelines/success.yaml",
@@ -265,12 +265,12 @@ def test_too_few_shufflings_are_a_warning(tmp_path, make_study):
 
 
 def test_every_contrast_shows_its_own_scheme(study):
-    design = json.loads((study / "design.json").read_text())
-    first, second = design["exchangeability"]
-    design["exchangeability"][second] = design["exchangeability"][second] | {"sentence": "Whole items are shuffled."}
-    write_json(study / "design.json", design)
+    file = sorted((study / "glm").glob("*.json"))[0]
+    changed = json.loads(file.read_text())
+    write_json(file, changed | {"shuffling": "Whole items are shuffled.", "n_possible": hex(3**3000)})
     text = " ".join(Page(build_report(study).read_text(encoding="utf-8")).text.split())
-    assert f"{second}: Whole items are shuffled." in text and f"{first}: Every item occurs" in text
+    assert f"{changed['name']}: Whole items are shuffled." in text and text.count("Every item has both") == 2
+    assert "2.3 × 10¹⁴³¹" in text
 
 
 def test_every_source_of_contexts_is_shown(study):
@@ -288,7 +288,8 @@ def test_every_source_of_contexts_is_shown(study):
     [
         ("target", "mean", "averaged over the tokens of the target of each stimulus"),
         ("left:3", "max", "reduced to their maximum over the first 3 tokens of each stimulus"),
-        ("centre:1", "sum", "summed over the middle token of each stimulus"),
+        ("centre:1", "sum", "read at the middle token of each stimulus"),
+        ("last", "last", "read at the last token of each stimulus"),
         ("content", "last", "read at the last of all tokens of each stimulus"),
     ],
 )

@@ -66,6 +66,7 @@ def test_the_level_is_the_declared_one(alpha):
 def test_rounding_does_not_cross_the_level():
     assert verdict(Result([0.0504, 0.9], [2.0, 1.0])).endswith("smallest p_FWER = .0504.")
     assert verdict(Result([0.0052, 0.9], [2.0, 1.0]), 0.005).endswith("smallest p_FWER = .0052.")
+    assert verdict(Result([0.0007, 0.9], [2.0, 1.0]), 0.0005).endswith("smallest p_FWER = .00070.")
 
 
 def test_nothing_testable():
