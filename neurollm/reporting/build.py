@@ -132,7 +132,6 @@ def _contrast(study: Study, number: int, name: str, indices: Any, room: tuple[in
         "positive": positive,
         "negative": negative,
         "verdict": verdict(result, alpha),
-        "method": method_phrase(result),
         "control_verdict": control_verdict(controls),
         "tally": tally(result, alpha),
         "untested": _untested(result),
