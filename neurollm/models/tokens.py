@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -86,7 +87,7 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], *, add_special_tokens: boo
 
 def _tokenized(ids: list[int], offsets: list[tuple[int, int]], special_ids: np.ndarray) -> TokenizedText:
     ids_array = np.asarray(ids, dtype=np.int32)
-    spans = np.asarray(offsets, dtype=np.int32).reshape(len(ids), 2)
+    spans = np.fromiter(itertools.chain.from_iterable(offsets), np.int32, 2 * len(ids)).reshape(len(ids), 2)
     special = np.isin(ids_array, special_ids)
     spans[special] = 0
     return TokenizedText(ids_array, special, spans[:, 0].copy(), spans[:, 1].copy())
