@@ -24,7 +24,7 @@ from neurollm.files import atomic_path
 # bfloat16 has no numpy type: its bits are handled as int16.
 _NUMPY_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<i2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
 _LABELS = {np.dtype(code): label for label, code in _NUMPY_TYPES.items() if label != "BF16"}
-_WRITE_BYTES = 1 << 22
+_WRITE_BYTES = 1 << 17  # hashed and written while it is in the cache
 
 
 def write_tensors(
