@@ -80,7 +80,6 @@ def render(study: Study, top: int) -> str:
         design_figure=_design_figure(study.design.get("matrix") or {}),
         shufflings=_shufflings(study),
         quality=dictionary_facts(study.dictionary),
-        window=room[1],
         style=Markup(style),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
