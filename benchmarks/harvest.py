@@ -116,7 +116,8 @@ def main() -> None:
     corpus = Corpus(read_documents(arguments.text, n) if arguments.text else generated_documents(n))
     contexts = Contexts.of(lm, corpus, lm.context)
     sequences = contexts.sequences(0, len(contexts))
-    batches = [pad([sequences[i] for i in group], lm) for group in plan_batches([len(s) for s in sequences], 8192)]
+    groups = plan_batches([len(sequence) for sequence in sequences], lm.tokens_per_batch)
+    batches = [pad([sequences[i] for i in group], lm) for group in groups]
     # The same passages for the plain loop: the text of each context.
     document = np.searchsorted(contexts.document_start, contexts.first[:-1], side="right") - 1
     spans = zip(document, contexts.starts[contexts.first[:-1]], contexts.ends[contexts.first[1:] - 1], strict=True)

@@ -40,7 +40,7 @@ def harvest(
     tokens_per_shard: int = 262_144,
     context: int | None = None,
     dtype: str = "bfloat16",
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     verbose: int = 1,
 ) -> ActivationStore:
     """Write the activations of every token of a corpus to disk.
@@ -63,8 +63,8 @@ def harvest(
         model's own.
     dtype : {"bfloat16", "float16", "float32"}, default="bfloat16"
         Of the activations on disk.
-    tokens_per_batch : int, default=8192
-        Size of a forward pass.
+    tokens_per_batch : int, optional
+        Padded tokens per forward pass; default: the model's own ``tokens_per_batch``.
     verbose : int, default=1
         0 shows no progress.
 
@@ -88,6 +88,7 @@ def harvest(
     """
     context = check_context(lm, context)
     lm.module_at(site)  # refuses a site that the model does not have, before a folder is made
+    tokens_per_batch = lm.tokens_per_batch if tokens_per_batch is None else tokens_per_batch
     for name, value in (("tokens_per_shard", tokens_per_shard), ("tokens_per_batch", tokens_per_batch)):
         if value < 1:
             raise InvalidInput(f"{name} is {value}; it must be at least 1")
@@ -260,7 +261,7 @@ def fill_rows(
     site: Site,
     span: tuple[int, int],
     acts: torch.Tensor,
-    tokens_per_batch: int,
+    tokens_per_batch: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """Run the contexts of `span` and fill `acts` (n, d) with their rows in reading order; yield those of each batch."""
     sequences = contexts.sequences(*span)

@@ -43,8 +43,7 @@ KIND = "feature index"
 COMMAND = "FeatureIndex.build"
 SUMMARY = "summary.safetensors"
 TOKENS_PER_SHARD = 65_536
-TOKENS_PER_BATCH = 8192
-_DENSE_FLOATS = 1 << 26  # size of a batch of feature activations before it becomes sparse
+_DENSE_FLOATS = 1 << 23  # of a batch of feature activations before it becomes sparse: what the C library keeps
 
 
 class CorpusSource:
@@ -66,7 +65,7 @@ class CorpusSource:
         """Activations and columns of a shard."""
         span = (shard["first_context"], shard["first_context"] + shard["n_contexts"])
         acts = torch.empty((shard["n_rows"], self.width), dtype=self.lm.dtype, device=self.lm.device)
-        for _rows in fill_rows(self.lm, self.contexts, self.site, span, acts, TOKENS_PER_BATCH):
+        for _rows in fill_rows(self.lm, self.contexts, self.site, span, acts):
             pass
         return acts, self.contexts.describe(*span)
 
@@ -190,7 +189,7 @@ def _encode_all(rows: CorpusSource | StoreSource, dictionary: Any, folder: Shard
 
 def _encode(dictionary: Any, acts: torch.Tensor) -> Iterator[sparse.csr_array]:
     """Sparse features of batches of rows, checked."""
-    step = int(np.clip(_DENSE_FLOATS // dictionary.n_features, 1, TOKENS_PER_BATCH))
+    step = max(1, _DENSE_FLOATS // dictionary.n_features)
     for part in acts.split(step):
         features = sparse.csr_array(dictionary.encode_sparse(part.float()), dtype=np.float32)
         if features.shape != (len(part), dictionary.n_features):

@@ -61,6 +61,7 @@ def write_tensors(
                 block = view[start : start + _WRITE_BYTES]
                 digest.update(block)
                 _write_all(file, block)
+        _leave_cache(file)
     return digest.hexdigest()
 
 
@@ -68,6 +69,17 @@ def _write_all(file, block: memoryview) -> None:
     """Write every byte: a nearly full disk may take only some of them before it reports the error."""
     while len(block):
         block = block[file.write(block) :]
+
+
+def _leave_cache(file) -> None:
+    """Keep the file on disk only.
+
+    The next shard then goes through the same pages of memory. Fresh ones cost more than the disk on a virtual
+    machine, and a store larger than the memory would push out everything else.
+    """
+    if hasattr(os, "posix_fadvise"):
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _as_array(tensor: np.ndarray | torch.Tensor) -> tuple[str, np.ndarray]:

@@ -41,9 +41,9 @@ class FeatureMasker:
         The token window, see `Window`.
     pool : {"mean", "max", "sum", "last", "none"}, default="mean"
         How the tokens of a window become one trial; ``"none"`` keeps one row per token.
-    tokens_per_batch : int, default=8192
-        Padded tokens per forward pass. The stimuli of an item always share a pass; beyond
-        rounding, results do not depend on it.
+    tokens_per_batch : int, optional
+        Padded tokens per forward pass; default: the model's own ``tokens_per_batch``. The
+        stimuli of an item always share a pass; beyond rounding, results do not depend on it.
     verbose : int, default=1
 
     Examples
@@ -63,7 +63,7 @@ class FeatureMasker:
         *,
         tokens: str = "content",
         pool: str = "mean",
-        tokens_per_batch: int = 8192,
+        tokens_per_batch: int | None = None,
         verbose: int = 1,
     ) -> None:
         self.model = model

@@ -217,7 +217,7 @@ def iter_activations(
     sequences: Sequence[np.ndarray],
     site: Site,
     *,
-    tokens_per_batch: int = 8192,
+    tokens_per_batch: int | None = None,
     groups: Sequence[Any] | None = None,
 ) -> Iterator[tuple[np.ndarray, torch.Tensor, np.ndarray]]:
     """Activations of many token sequences, in length-sorted batches.
@@ -228,7 +228,8 @@ def iter_activations(
     sequences : sequence of ndarray of int
         Token ids, special tokens included.
     site : Site
-    tokens_per_batch : int, default=8192
+    tokens_per_batch : int, optional
+        Default: the model's own ``tokens_per_batch``.
     groups : sequence, optional
         See `plan_batches`.
 
@@ -241,7 +242,7 @@ def iter_activations(
     lengths : ndarray of int, shape (b,)
     """
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    for indices in plan_batches(lengths, tokens_per_batch, groups):
+    for indices in plan_batches(lengths, tokens_per_batch or lm.tokens_per_batch, groups):
         ids, mask = pad([sequences[index] for index in indices], lm)
         yield indices, run_site(lm, ids, mask, site), lengths[indices]
 

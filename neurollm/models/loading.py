@@ -92,6 +92,15 @@ class LanguageModel:
         return min(limit for limit in limits if limit)
 
     @property
+    def tokens_per_batch(self) -> int:
+        """Padded tokens per forward pass where none are asked for.
+
+        On a CPU few enough that the C library keeps the memory of a small model's
+        temporary tensors instead of returning it to the system after every use.
+        """
+        return 4096 if self.device.type == "cpu" else 8192
+
+    @property
     def fingerprint(self) -> str:
         """64 hex digits that identify architecture and weights.
 
