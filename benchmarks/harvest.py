@@ -8,12 +8,8 @@
 The order is drawn anew in every repeat, so that other load on the machine falls on all alike;
 medians are printed, and the fastest, which other load touches least. CPU seconds (of all
 threads) are printed too: on a busy machine they say more than the clock.
-All three use the same weights in the same dtype and the same contexts.
-
-With glibc, memory that is given back to the system and faulted in again takes up to a quarter of the time of any of
-them, by luck of the layout; this makes the figures stable (and all three faster):
-
-    MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 python benchmarks/harvest.py
+All three use the same weights in the same dtype and the same contexts; the last two the same
+size of a forward pass.
 """
 
 from __future__ import annotations
@@ -106,7 +102,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=2000, help="number of documents (default: 2000)")
     parser.add_argument("--repeats", type=int, default=5, help="measured repeats of each way (default: 5)")
     parser.add_argument("--dtype", default="auto", help="dtype of the weights (default: auto)")
-    parser.add_argument("--batch", type=int, default=32, help="texts per batch of the plain loop (default: 32)")
+    parser.add_argument("--batch", type=int, default=16, help="texts per batch of the plain loop (default: 16)")
     parser.add_argument("--shard", type=int, default=65_536, help="rows per shard of the harvest (default: 65536)")
     arguments = parser.parse_args()
 
