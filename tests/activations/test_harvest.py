@@ -166,6 +166,12 @@ def test_overflow_is_an_error_not_a_row(lm, site, tmp_path, monkeypatch):
     assert not list((tmp_path / "s").glob("*shard*"))
 
 
+def test_without_the_calls_of_linux_the_same_files(lm, corpus, site, store, tmp_path, monkeypatch):
+    monkeypatch.delattr("os.posix_fadvise", raising=False)
+    arguments = {"tokens_per_shard": 700, "tokens_per_batch": 256, "dtype": "float32", "verbose": 0}
+    assert harvest(lm, corpus, site, tmp_path, **arguments).sha256 == store.sha256
+
+
 def test_a_full_disk_keeps_what_is_finished(lm, corpus, site, tmp_path, monkeypatch):
     """The third shard fails half-way; a second run restores exactly what an undisturbed one gives."""
     harvest(lm, corpus, site, tmp_path / "whole", tokens_per_shard=700, verbose=0)

@@ -74,6 +74,23 @@ def _count_hooks(lm):
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.model.modules())
 
 
+def test_tokens_are_those_of_transformers(lm):
+    marker = lm.tokenizer.bos_token or lm.tokenizer.cls_token
+    texts = [*TEXTS, "", "Naïve café 😀 — “quoted”", f"a {marker} b", "word " * 700]
+    backend = lm.tokenizer.backend_tokenizer
+    backend.enable_truncation(4)  # what an earlier call of somebody else may leave behind
+    backend.enable_padding(length=9)
+    ours = tokenize(lm, texts, add_special_tokens=False)
+    theirs = lm.tokenizer(texts, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    for tokens, ids, offsets in zip(ours, theirs["input_ids"], theirs["offset_mapping"], strict=True):
+        assert tokens.ids.tolist() == ids
+        assert tokens.special.tolist() == [token == lm.tokenizer.convert_tokens_to_ids(marker) for token in ids]
+        expected = [(0, 0) if special else span for special, span in zip(tokens.special, offsets, strict=True)]
+        assert list(zip(tokens.starts.tolist(), tokens.ends.tolist(), strict=True)) == expected
+        assert {array.dtype for array in (tokens.ids, tokens.starts, tokens.ends)} == {np.dtype(np.int32)}
+    assert len(ours[-1]) > 650 and ours[-2].special.sum() == 1
+
+
 def test_padding_and_batch_composition_change_nothing(lm):
     sequences = [tokens.ids for tokens in tokenize(lm, TEXTS)]
     alone = [run_site(lm, *pad([sequence], lm), Site(2))[0] for sequence in sequences]
