@@ -20,7 +20,7 @@ import torch
 from neurollm.activations.contexts import Contexts, tokenizer_fingerprint
 from neurollm.activations.corpus import Corpus
 from neurollm.activations.documents import write_documents
-from neurollm.activations.folder import DOCUMENTS, TOKENS, ShardFolder, logger
+from neurollm.activations.folder import DOCUMENTS, TOKENS, ShardFolder, logger, read_manifest
 from neurollm.activations.store import ActivationStore
 from neurollm.activations.tensorfile import TensorFile, write_tensors
 from neurollm.errors import DataMismatch, InvalidInput
@@ -64,7 +64,8 @@ def harvest(
     dtype : {"bfloat16", "float16", "float32"}, default="bfloat16"
         Of the activations on disk.
     tokens_per_batch : int, optional
-        Padded tokens per forward pass; default: the model's own ``tokens_per_batch``.
+        Padded tokens per forward pass; default: that of the run that began the folder,
+        else the model's own ``tokens_per_batch``.
     verbose : int, default=1
         0 shows no progress.
 
@@ -88,7 +89,9 @@ def harvest(
     """
     context = check_context(lm, context)
     lm.module_at(site)  # refuses a site that the model does not have, before a folder is made
-    tokens_per_batch = lm.tokens_per_batch if tokens_per_batch is None else tokens_per_batch
+    if tokens_per_batch is None:  # what was begun goes on as it was begun, also on another device
+        begun = read_manifest(out) or {"settings": {}}
+        tokens_per_batch = begun["settings"].get("tokens per batch", lm.tokens_per_batch)
     for name, value in (("tokens_per_shard", tokens_per_shard), ("tokens_per_batch", tokens_per_batch)):
         if value < 1:
             raise InvalidInput(f"{name} is {value}; it must be at least 1")
@@ -261,7 +264,7 @@ def fill_rows(
     site: Site,
     span: tuple[int, int],
     acts: torch.Tensor,
-    tokens_per_batch: int | None = None,
+    tokens_per_batch: int,
 ) -> Iterator[torch.Tensor]:
     """Run the contexts of `span` and fill `acts` (n, d) with their rows in reading order; yield those of each batch."""
     sequences = contexts.sequences(*span)

@@ -43,6 +43,7 @@ KIND = "feature index"
 COMMAND = "FeatureIndex.build"
 SUMMARY = "summary.safetensors"
 TOKENS_PER_SHARD = 65_536
+TOKENS_PER_BATCH = 4096  # the same everywhere, so that what was begun on one device can go on on another
 _DENSE_FLOATS = 1 << 23  # of a batch of feature activations before it becomes sparse: what the C library keeps
 
 
@@ -65,7 +66,7 @@ class CorpusSource:
         """Activations and columns of a shard."""
         span = (shard["first_context"], shard["first_context"] + shard["n_contexts"])
         acts = torch.empty((shard["n_rows"], self.width), dtype=self.lm.dtype, device=self.lm.device)
-        for _rows in fill_rows(self.lm, self.contexts, self.site, span, acts):
+        for _rows in fill_rows(self.lm, self.contexts, self.site, span, acts, TOKENS_PER_BATCH):
             pass
         return acts, self.contexts.describe(*span)
 
@@ -189,7 +190,7 @@ def _encode_all(rows: CorpusSource | StoreSource, dictionary: Any, folder: Shard
 
 def _encode(dictionary: Any, acts: torch.Tensor) -> Iterator[sparse.csr_array]:
     """Sparse features of batches of rows, checked."""
-    step = max(1, _DENSE_FLOATS // dictionary.n_features)
+    step = max(1, _DENSE_FLOATS // max(dictionary.n_features, acts.shape[1]))
     for part in acts.split(step):
         features = sparse.csr_array(dictionary.encode_sparse(part.float()), dtype=np.float32)
         if features.shape != (len(part), dictionary.n_features):

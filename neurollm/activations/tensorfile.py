@@ -9,6 +9,7 @@ truncated file is noticed from its header alone.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -79,7 +80,8 @@ def _leave_cache(file) -> None:
     """
     if hasattr(os, "posix_fadvise"):
         os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        with contextlib.suppress(OSError):  # a file system may not know the hint
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _as_array(tensor: np.ndarray | torch.Tensor) -> tuple[str, np.ndarray]:

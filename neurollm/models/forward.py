@@ -242,7 +242,8 @@ def iter_activations(
     lengths : ndarray of int, shape (b,)
     """
     lengths = np.array([len(sequence) for sequence in sequences], dtype=np.int64)
-    for indices in plan_batches(lengths, tokens_per_batch or lm.tokens_per_batch, groups):
+    tokens_per_batch = lm.tokens_per_batch if tokens_per_batch is None else tokens_per_batch
+    for indices in plan_batches(lengths, tokens_per_batch, groups):
         ids, mask = pad([sequences[index] for index in indices], lm)
         yield indices, run_site(lm, ids, mask, site), lengths[indices]
 

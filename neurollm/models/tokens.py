@@ -69,29 +69,26 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], *, add_special_tokens: boo
         raise InvalidInput(
             f"the tokenizer of model {lm.name!r} gives no character offsets; use a model with a fast tokenizer"
         )
-    encodings = _encode(tokenizer, texts, add_special_tokens)
+    encoded = tokenizer(
+        list(texts),
+        add_special_tokens=add_special_tokens,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
     start = [tokenizer.bos_token_id] if add_special_tokens and lm.prepends_bos else []
-    counts = [len(start) + len(encoding) for encoding in encodings]
-    ids = np.fromiter(_flat(start + encoding.ids for encoding in encodings), np.int32, sum(counts))
     no_text = [(0, 0)] * len(start)
-    spans = np.fromiter(_flat(_flat(no_text + e.offsets for e in encodings)), np.int32, 2 * len(ids)).reshape(-1, 2)
+    counts = [len(start) + len(ids) for ids in encoded["input_ids"]]
+    ids = np.fromiter(_flat(start + ids for ids in encoded["input_ids"]), np.int32, sum(counts))
     special = np.isin(ids, _special_ids(tokenizer))
-    spans[special] = 0
-    columns = (ids, special, *np.ascontiguousarray(spans.T))
+    spans = _flat(no_text + offsets for offsets in encoded["offset_mapping"])
+    starts, ends = np.where(special, 0, np.fromiter(_flat(spans), np.int32, 2 * len(ids)).reshape(-1, 2).T)
     edges = itertools.pairwise([0, *itertools.accumulate(counts)])
-    return [TokenizedText(*(column[begin:end] for column in columns)) for begin, end in edges]
+    return [TokenizedText(*(column[begin:end] for column in (ids, special, starts, ends))) for begin, end in edges]
 
 
 _flat = itertools.chain.from_iterable
-
-
-def _encode(tokenizer: Any, texts: Sequence[str], add_special_tokens: bool) -> list[Any]:
-    """Encodings of the backend itself: what transformers makes of them takes a third longer."""
-    backend = tokenizer.backend_tokenizer
-    backend.no_truncation()  # transformers sets all three anew in each of its own calls
-    backend.no_padding()
-    backend.encode_special_tokens = tokenizer.split_special_tokens
-    return backend.encode_batch(list(texts), add_special_tokens=add_special_tokens)
 
 
 def _special_ids(tokenizer: Any) -> np.ndarray:

@@ -86,7 +86,7 @@ def test_passages_are_exact_and_point_at_the_peak(index, corpus, dense):
 
 
 def test_from_a_corpus_as_from_a_store(lm, dictionary, corpus, index, tmp_path, monkeypatch):
-    monkeypatch.setattr(type(lm), "tokens_per_batch", 256)
+    monkeypatch.setattr(index_build, "TOKENS_PER_BATCH", 256)
     direct = FeatureIndex.build(lm, dictionary, corpus, tmp_path / "i", top=5, verbose=0)
     assert direct.n_rows == index.n_rows
     np.testing.assert_allclose(direct.density, index.density, atol=2 / index.n_rows)

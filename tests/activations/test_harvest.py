@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import json
@@ -170,6 +171,23 @@ def test_without_the_calls_of_linux_the_same_files(lm, corpus, site, store, tmp_
     monkeypatch.delattr("os.posix_fadvise", raising=False)
     arguments = {"tokens_per_shard": 700, "tokens_per_batch": 256, "dtype": "float32", "verbose": 0}
     assert harvest(lm, corpus, site, tmp_path, **arguments).sha256 == store.sha256
+
+
+def test_a_default_goes_on_with_the_batches_of_the_first_run(lm, corpus, site, tmp_path, monkeypatch):
+    first = harvest(lm, corpus, site, tmp_path, verbose=0)
+    monkeypatch.setattr(type(lm), "tokens_per_batch", 99)  # as on another device
+    assert harvest(lm, corpus, site, tmp_path, verbose=0).sha256 == first.sha256
+    assert harvest(lm, corpus, site, tmp_path / "b", verbose=0).manifest["settings"]["tokens per batch"] == 99
+
+
+def test_a_file_system_without_the_hint(tmp_path, monkeypatch):
+    def refuse(*_arguments):
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("os.posix_fadvise", refuse, raising=False)
+    values = np.arange(5, dtype=np.float32)
+    tensorfile_module.write_tensors(tmp_path / "x.safetensors", {"x": values})
+    np.testing.assert_array_equal(tensorfile_module.TensorFile(tmp_path / "x.safetensors").array("x"), values)
 
 
 def test_a_full_disk_keeps_what_is_finished(lm, corpus, site, tmp_path, monkeypatch):
