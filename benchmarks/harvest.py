@@ -104,15 +104,16 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", help="dtype of the weights (default: auto)")
     parser.add_argument("--batch", type=int, default=16, help="texts per batch of the plain loop (default: 16)")
     parser.add_argument("--shard", type=int, default=65_536, help="rows per shard of the harvest (default: 65536)")
+    parser.add_argument("--tokens", type=int, help="tokens per forward pass of 2 and 3 (default: the model's own)")
     arguments = parser.parse_args()
 
     lm = load_model(arguments.model, dtype=arguments.dtype)
     site = Site(lm.n_layers // 2 if arguments.layer is None else arguments.layer)
-    n = arguments.documents
+    n, tokens = arguments.documents, arguments.tokens or lm.tokens_per_batch
     corpus = Corpus(read_documents(arguments.text, n) if arguments.text else generated_documents(n))
     contexts = Contexts.of(lm, corpus, lm.context)
     sequences = contexts.sequences(0, len(contexts))
-    groups = plan_batches([len(sequence) for sequence in sequences], lm.tokens_per_batch)
+    groups = plan_batches([len(sequence) for sequence in sequences], tokens)
     batches = [pad([sequences[i] for i in group], lm) for group in groups]
     # The same passages for the plain loop: the text of each context.
     document = np.searchsorted(contexts.document_start, contexts.first[:-1], side="right") - 1
@@ -121,7 +122,8 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="neurollm-benchmark-"))
 
     def run_harvest() -> None:
-        harvest(lm, corpus, site, folder, tokens_per_shard=arguments.shard, verbose=0)
+        rows = arguments.shard
+        harvest(lm, corpus, site, folder, tokens_per_shard=rows, tokens_per_batch=tokens, verbose=0)
 
     ways = {
         "plain loop (whole model, padded)": lambda: plain_loop(lm, texts, site.layer, arguments.batch),
