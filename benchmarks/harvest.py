@@ -122,8 +122,7 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="neurollm-benchmark-"))
 
     def run_harvest() -> None:
-        rows = arguments.shard
-        harvest(lm, corpus, site, folder, tokens_per_shard=rows, tokens_per_batch=tokens, verbose=0)
+        harvest(lm, corpus, site, folder, tokens_per_shard=arguments.shard, tokens_per_batch=tokens, verbose=0)
 
     ways = {
         "plain loop (whole model, padded)": lambda: plain_loop(lm, texts, site.layer, arguments.batch),

@@ -22,7 +22,7 @@ from neurollm.activations.corpus import Corpus
 from neurollm.activations.documents import write_documents
 from neurollm.activations.folder import DOCUMENTS, TOKENS, ShardFolder, logger, read_manifest
 from neurollm.activations.store import ActivationStore
-from neurollm.activations.tensorfile import TensorFile, write_tensors
+from neurollm.activations.tensorfile import TensorFile, leave_cache, write_tensors
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.models import LanguageModel, Site, iter_activations, run_site
 from neurollm.progress import Progress
@@ -246,7 +246,9 @@ class _Harvest:
         shard = self.shards[index]
         columns = self.contexts.describe(shard["first_context"], shard["first_context"] + shard["n_contexts"])
         tensors = {"sum": sums[0], "sum_of_squares": sums[1], **columns, "acts": acts}
-        self.sha256[index] = write_tensors(self.folder.path / shard["file"], tensors, self.bytes_left)
+        path = self.folder.path / shard["file"]
+        self.sha256[index] = write_tensors(path, tensors, self.bytes_left)
+        leave_cache(path)
         self.bytes_left -= len(acts) * self._row_bytes()
 
     def _statistics(self) -> dict[str, Any]:

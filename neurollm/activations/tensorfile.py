@@ -62,7 +62,6 @@ def write_tensors(
                 block = view[start : start + _WRITE_BYTES]
                 digest.update(block)
                 _write_all(file, block)
-        _leave_cache(file)
     return digest.hexdigest()
 
 
@@ -72,15 +71,15 @@ def _write_all(file, block: memoryview) -> None:
         block = block[file.write(block) :]
 
 
-def _leave_cache(file) -> None:
-    """Keep the file on disk only.
+def leave_cache(path: str | os.PathLike) -> None:
+    """Keep a file that has been flushed on disk only, where the system offers that.
 
     The next shard then goes through the same pages of memory. Fresh ones cost more than the disk on a virtual
     machine, and a store larger than the memory would push out everything else.
     """
     if hasattr(os, "posix_fadvise"):
-        os.fsync(file.fileno())
-        with contextlib.suppress(OSError):  # a file system may not know the hint
+        # A file system may not know the hint.
+        with open(path, "rb") as file, contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 

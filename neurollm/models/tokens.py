@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from neurollm.models.loading import LanguageModel
 
 
+_flat = itertools.chain.from_iterable
+
+
 @dataclass(frozen=True)
 class TokenizedText:
     """The tokens of one text.
@@ -86,9 +89,6 @@ def tokenize(lm: LanguageModel, texts: Sequence[str], *, add_special_tokens: boo
     starts, ends = np.where(special, 0, np.fromiter(_flat(spans), np.int32, 2 * len(ids)).reshape(-1, 2).T)
     edges = itertools.pairwise([0, *itertools.accumulate(counts)])
     return [TokenizedText(*(column[begin:end] for column in (ids, special, starts, ends))) for begin, end in edges]
-
-
-_flat = itertools.chain.from_iterable
 
 
 def _special_ids(tokenizer: Any) -> np.ndarray:

@@ -27,6 +27,14 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
 
 
+@pytest.fixture
+def harvest_again(lm, corpus, site, tmp_path):
+    """The harvest of `store`, into another folder."""
+    return functools.partial(
+        harvest, lm, corpus, site, tmp_path, tokens_per_shard=700, tokens_per_batch=256, dtype="float32", verbose=0
+    )
+
+
 def test_rows_are_the_forward_pass_of_each_context(lm, corpus, site, store):
     row = 0
     for _, text in corpus:
@@ -167,10 +175,22 @@ def test_overflow_is_an_error_not_a_row(lm, site, tmp_path, monkeypatch):
     assert not list((tmp_path / "s").glob("*shard*"))
 
 
-def test_without_the_calls_of_linux_the_same_files(lm, corpus, site, store, tmp_path, monkeypatch):
+def test_without_the_calls_of_linux_the_same_files(harvest_again, store, monkeypatch):
     monkeypatch.delattr("os.posix_fadvise", raising=False)
-    arguments = {"tokens_per_shard": 700, "tokens_per_batch": 256, "dtype": "float32", "verbose": 0}
-    assert harvest(lm, corpus, site, tmp_path, **arguments).sha256 == store.sha256
+    assert harvest_again().sha256 == store.sha256
+
+
+def test_a_file_system_without_the_hint(harvest_again, store, monkeypatch):
+    asked = []
+
+    def refuse(*arguments):
+        asked.append(arguments)
+        raise OSError(errno.EINVAL, "Invalid argument")
+
+    monkeypatch.setattr("os.posix_fadvise", refuse, raising=False)
+    monkeypatch.setattr("os.POSIX_FADV_DONTNEED", 4, raising=False)
+    assert harvest_again().sha256 == store.sha256
+    assert len(asked) == len(store.shards)
 
 
 def test_a_default_goes_on_with_the_batches_of_the_first_run(lm, corpus, site, tmp_path, monkeypatch):
@@ -178,16 +198,6 @@ def test_a_default_goes_on_with_the_batches_of_the_first_run(lm, corpus, site, t
     monkeypatch.setattr(type(lm), "tokens_per_batch", 99)  # as on another device
     assert harvest(lm, corpus, site, tmp_path, verbose=0).sha256 == first.sha256
     assert harvest(lm, corpus, site, tmp_path / "b", verbose=0).manifest["settings"]["tokens per batch"] == 99
-
-
-def test_a_file_system_without_the_hint(tmp_path, monkeypatch):
-    def refuse(*_arguments):
-        raise OSError(errno.EINVAL, "Invalid argument")
-
-    monkeypatch.setattr("os.posix_fadvise", refuse, raising=False)
-    values = np.arange(5, dtype=np.float32)
-    tensorfile_module.write_tensors(tmp_path / "x.safetensors", {"x": values})
-    np.testing.assert_array_equal(tensorfile_module.TensorFile(tmp_path / "x.safetensors").array("x"), values)
 
 
 def test_a_full_disk_keeps_what_is_finished(lm, corpus, site, tmp_path, monkeypatch):
