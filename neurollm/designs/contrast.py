@@ -1,4 +1,4 @@
-"""One object for a question about level means, accepted as text, mapping or vector."""
+"""One object for a question about means or coefficients, accepted as text, mapping, vector or matrix."""
 
 from __future__ import annotations
 
@@ -17,37 +17,47 @@ _SUM_TOLERANCE = 1e-9
 
 @dataclass(frozen=True)
 class Contrast:
-    """Weights of level means that sum to zero.
+    """One or more linear combinations of parameters: level means, cell means or coefficients.
 
     Attributes
     ----------
     name : str
     expression : str
-        The question in the words of the levels, e.g. ``"success - failure"``.
-    levels : tuple of str
-    weights : tuple of float
-        In the order of `levels`.
+        The question in the words of the parameters, e.g. ``"success - failure"``.
+    parameters : tuple of str
+        Levels of a factor, cells ``"formal:sad"`` of several, or columns of a formula's matrix.
+    weights : tuple of tuple of float
+        One row for a t contrast, several linearly independent ones for an F contrast; in the order of `parameters`.
+    factors : tuple of str
+        Factors whose main effect (one) or interaction (several) this is; empty for other contrasts.
     """
 
     name: str
     expression: str
-    levels: tuple[str, ...]
-    weights: tuple[float, ...]
+    parameters: tuple[str, ...]
+    weights: tuple[tuple[float, ...], ...]
+    factors: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, spec: Any, levels: Sequence[object], name: str | None = None) -> Contrast:
+    def parse(
+        cls, spec: Any, parameters: Sequence[object], name: str | None = None, *, sums_to_zero: bool = True
+    ) -> Contrast:
         """Read a contrast.
 
         Parameters
         ----------
-        spec : str, mapping, sequence of numbers or Contrast
+        spec : str, mapping, sequence, matrix or Contrast
             ``"success - failure"``, ``"a - 0.5*b - 0.5*c"``, ``{"success": 1, "failure": -1}`` or weights
-            in level order. A level whose name is a number, or that could be misread, is written in
+            in the order of `parameters`; ``"a = b, b = c"``, a list of texts, or a matrix with one row per
+            combination gives an F contrast. A name that is a number, or that could be misread, is written in
             backticks or quotes: ``"`1` - `2`"``.
-        levels : sequence
-            All levels of the factor.
+        parameters : sequence
+            All levels, cells or columns. A vector is never padded.
         name : str, optional
             Default: the expression.
+        sums_to_zero : bool, default=True
+            Refuse weights that do not sum to zero: for parameters that are means, where anything else asks
+            whether activation differs from zero.
 
         Returns
         -------
@@ -56,80 +66,128 @@ class Contrast:
         Raises
         ------
         InvalidInput
-            An unknown level, weights that do not sum to zero, or text that is no linear combination.
+            An unknown parameter, weights that do not sum to zero, rows that repeat each other, or text that is no
+            linear combination.
 
         Examples
         --------
         >>> Contrast.parse("success - failure", ["failure", "success"]).weights
-        (-1.0, 1.0)
+        ((-1.0, 1.0),)
+        >>> Contrast.parse("a = b, b = c", ["a", "b", "c"]).rank
+        2
         """
-        levels = tuple(str(level) for level in levels)
+        parameters, factors = tuple(str(parameter) for parameter in parameters), ()
         if isinstance(spec, Contrast):
-            spec, name = dict(zip(spec.levels, spec.weights, strict=True)), spec.name if name is None else name
-        if isinstance(spec, str):
-            weights, expression = _from_text(spec, levels), spec.strip()
+            name, factors = spec.name if name is None else name, spec.factors
+            rows, expression = _reordered(spec, parameters), spec.expression
+        elif isinstance(spec, str):
+            rows, expression = _from_text(spec, parameters), spec.strip()
         elif isinstance(spec, Mapping):
-            weights = _from_mapping(spec, levels)
-            expression = _as_text(weights, levels)
+            rows = _from_mapping(spec, parameters)[None]
+            expression = _as_text(rows, parameters)
+        elif isinstance(spec, Sequence) and spec and all(isinstance(part, str) for part in spec):
+            rows, expression = np.vstack([_from_text(part, parameters) for part in spec]), ", ".join(spec)
         else:
-            weights = _from_vector(spec, levels)
-            expression = _as_text(weights, levels)
-        _check_weights(weights, expression, levels)
-        return cls(expression if name is None else name, expression, levels, tuple(float(weight) for weight in weights))
+            rows = _from_numbers(spec, parameters)
+            expression = _as_text(rows, parameters)
+        _check_rows(rows, expression, parameters, sums_to_zero)
+        weights = tuple(tuple(float(weight) for weight in row) for row in rows)
+        return cls(expression if name is None else name, expression, parameters, weights, factors)
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The weights as an array, shape (q, number of parameters)."""
+        return np.array(self.weights, float)
+
+    @property
+    def rank(self) -> int:
+        """Tested degrees of freedom: 1 for a t contrast."""
+        return len(self.weights)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        weights = dict(zip(self.levels, self.weights, strict=True))
-        return {"name": self.name, "expression": self.expression, "weights": weights}
+        return {
+            "name": self.name,
+            "expression": self.expression,
+            "parameters": list(self.parameters),
+            "weights": [list(row) for row in self.weights],
+            "factors": list(self.factors),
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Contrast:
+        """Inverse of `to_dict`."""
+        weights = tuple(tuple(float(weight) for weight in row) for row in value["weights"])
+        return cls(value["name"], value["expression"], tuple(value["parameters"]), weights, tuple(value["factors"]))
 
 
-def _check_weights(weights: np.ndarray, expression: str, levels: tuple[str, ...]) -> None:
-    if not np.isfinite(weights).all():
-        raise InvalidInput(f"contrast '{shortened(expression)}': every weight must be a finite number.")
-    if not weights.any():
-        raise InvalidInput(f"contrast '{shortened(expression)}': all weights are zero, so nothing is compared.")
-    if abs(weights.sum()) > _SUM_TOLERANCE * np.abs(weights).max():
+def _check_rows(rows: np.ndarray, expression: str, parameters: tuple[str, ...], sums_to_zero: bool) -> None:
+    where = f"contrast '{shortened(expression)}'"
+    if not np.isfinite(rows).all():
+        raise InvalidInput(f"{where}: every weight must be a finite number.")
+    if not rows.any(axis=1).all():
+        raise InvalidInput(f"{where}: all weights are zero, so nothing is compared.")
+    sums = rows.sum(axis=1)
+    if sums_to_zero and (np.abs(sums) > _SUM_TOLERANCE * np.abs(rows).max(axis=1)).any():
         raise InvalidInput(
-            f"contrast '{shortened(expression)}': the weights of the levels {listed(levels)} sum to {weights.sum():g}; "
+            f"{where}: the weights of {listed(parameters)} sum to {sums[np.argmax(np.abs(sums))]:g}; "
             "they must sum to zero, because otherwise the question is whether activation differs from zero and "
             "not whether levels differ."
         )
+    if np.linalg.matrix_rank(rows / np.linalg.norm(rows, axis=1, keepdims=True)) < len(rows):
+        raise InvalidInput(f"{where}: one of its {len(rows)} rows follows from the others; leave it out.")
 
 
-def _unknown(word: str, levels: tuple[str, ...], where: str) -> InvalidInput:
-    hint = closest(word, levels) or "."
-    return InvalidInput(f"contrast {where}: unknown level '{shortened(word)}'{hint} The levels are {listed(levels)}.")
+def _unknown(word: str, parameters: tuple[str, ...], where: str) -> InvalidInput:
+    hint = closest(word, parameters) or "."
+    return InvalidInput(f"contrast {where}: unknown name '{shortened(word)}'{hint} Known are {listed(parameters)}.")
 
 
-def _from_mapping(spec: Mapping, levels: tuple[str, ...]) -> np.ndarray:
-    given = {str(level): weight for level, weight in spec.items()}
-    for level in given:
-        if level not in levels:
-            raise _unknown(level, levels, shown(dict(spec)))
-    return _from_vector([given.get(level, 0.0) for level in levels], levels)
+def _reordered(contrast: Contrast, parameters: tuple[str, ...]) -> np.ndarray:
+    """Weights of a contrast over another order of its parameters, or more of them."""
+    rows = np.zeros((contrast.rank, len(parameters)))
+    for index, parameter in enumerate(contrast.parameters):
+        if parameter in parameters:
+            rows[:, parameters.index(parameter)] = contrast.matrix[:, index]
+        elif contrast.matrix[:, index].any():
+            raise _unknown(parameter, parameters, f"'{shortened(contrast.name)}'")
+    return rows
 
 
-def _from_vector(spec: Any, levels: tuple[str, ...]) -> np.ndarray:
+def _from_mapping(spec: Mapping, parameters: tuple[str, ...]) -> np.ndarray:
+    given = {str(parameter): weight for parameter, weight in spec.items()}
+    for parameter in given:
+        if parameter not in parameters:
+            raise _unknown(parameter, parameters, shown(dict(spec)))
+    return _from_numbers([given.get(parameter, 0.0) for parameter in parameters], parameters)[0]
+
+
+def _from_numbers(spec: Any, parameters: tuple[str, ...]) -> np.ndarray:
     try:
-        weights = np.asarray(spec, dtype=float)
+        rows = np.atleast_2d(np.asarray(spec, dtype=float))
     except (TypeError, ValueError):
         raise InvalidInput(f"contrast {shown(spec)}: the weights must be numbers.") from None
-    if weights.shape != (len(levels),):
+    if rows.ndim != 2 or rows.shape[1] != len(parameters):
         raise InvalidInput(
-            f"contrast {shown(spec)}: expected one weight for each of the {len(levels)} levels {listed(levels)}."
+            f"contrast {shown(spec)}: expected one weight for each of the {len(parameters)} parameters "
+            f"{listed(parameters)}."
         )
-    return weights
+    return rows
 
 
-def _as_text(weights: np.ndarray, levels: tuple[str, ...]) -> str:
-    """The expression of a weight vector, positive levels first; reads back to the same weights."""
+def _as_text(rows: np.ndarray, parameters: tuple[str, ...]) -> str:
+    """The expression of weights, positive names first; reads back to the same weights."""
+    return ", ".join(_row_as_text(row, parameters) for row in rows)
+
+
+def _row_as_text(weights: np.ndarray, parameters: tuple[str, ...]) -> str:
     terms = []
-    for weight, level in sorted(zip(weights, levels, strict=True), key=lambda term: term[0] < 0):
+    for weight, parameter in sorted(zip(weights, parameters, strict=True), key=lambda term: term[0] < 0):
         if weight:
             size = "" if abs(weight) == 1 else f"{_number(abs(float(weight)))}*"
             sign = ("- " if weight < 0 else "+ ") if terms else ("-" if weight < 0 else "")
-            plain = re.fullmatch(r"[^\W\d]\w*(?: [^\W\d]\w*)*", level)
-            terms.append(f"{sign}{size}{level if plain else f'`{level}`'}")
+            plain = re.fullmatch(r"[^\W\d]\w*(?:[ :][^\W\d]\w*)*", parameter)
+            terms.append(f"{sign}{size}{parameter if plain else f'`{parameter}`'}")
     return " ".join(terms)
 
 
@@ -138,12 +196,12 @@ def _number(value: float) -> str:
     return np.format_float_positional(value, trim="-")
 
 
-def _from_text(text: str, levels: tuple[str, ...]) -> np.ndarray:
-    """Weights of an expression: levels become plain names, formulaic does the algebra."""
+def _from_text(text: str, parameters: tuple[str, ...]) -> np.ndarray:
+    """Rows of an expression: parameters become plain names, formulaic does the algebra."""
     from formulaic.utils.constraints import LinearConstraints
 
-    names = [f"level{index}_" for index in range(len(levels))]
-    algebra = _substitute(text, levels, names)
+    names = [f"level{index}_" for index in range(len(parameters))]
+    algebra = _substitute(text, parameters, names)
     try:
         constraints = LinearConstraints.from_spec(algebra, variable_names=names)
         matrix = np.asarray(constraints.constraint_matrix, float)
@@ -152,27 +210,23 @@ def _from_text(text: str, levels: tuple[str, ...]) -> np.ndarray:
             raise ValueError("empty")
     except Exception as error:  # formulaic raises many kinds for text it cannot read
         raise InvalidInput(
-            f"contrast '{shortened(text)}': not a linear combination of the levels {listed(levels)}, such as "
-            f"'{shortened(levels[0])} - {shortened(levels[-1])}'."
+            f"contrast '{shortened(text)}': not a linear combination of {listed(parameters)}, such as "
+            f"'{shortened(parameters[0])} - {shortened(parameters[-1])}'."
         ) from error
-    if matrix.shape[0] != 1:
-        raise InvalidInput(
-            f"contrast '{shortened(text)}': expected one question, found {matrix.shape[0]}; give each its own name."
-        )
     if values.any():
         raise InvalidInput(
             f"contrast '{shortened(text)}': contains a number that multiplies no level; write a level whose name "
             "is a number in backticks."
         )
-    return matrix[0]
+    return matrix
 
 
-def _substitute(text: str, levels: tuple[str, ...], names: list[str]) -> str:
+def _substitute(text: str, parameters: tuple[str, ...], names: list[str]) -> str:
     """Replace quoted and bare level names by `names`; refuse any other word."""
-    replacement = dict(zip(levels, names, strict=True))
+    replacement = dict(zip(parameters, names, strict=True))
     # Names that look like a number or begin with a sign or bracket could be misread: in quotes only.
     number = re.compile(r"[\d.]+(?:[eE][+-]?\d+)?")
-    bare = [level for level in levels if re.match(r"\w", level) and not number.fullmatch(level)]
+    bare = [level for level in parameters if re.match(r"\w", level) and not number.fullmatch(level)]
     known = "|".join(re.escape(level) for level in sorted(bare, key=len, reverse=True))
     pattern = re.compile(
         r"`(?P<tick>[^`]*)`|'(?P<single>[^']*)'|\"(?P<double>[^\"]*)\""
@@ -185,7 +239,7 @@ def _substitute(text: str, levels: tuple[str, ...], names: list[str]) -> str:
         if kind == "number":
             return _number(float(found))
         if kind == "word" or found not in replacement:
-            raise _unknown(found, levels, f"'{shortened(text)}'")
+            raise _unknown(found, parameters, f"'{shortened(text)}'")
         return replacement[found]
 
     return pattern.sub(replace, text)

@@ -3,34 +3,51 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator
 
-from neurollm.designs.categorical import CategoricalDesign
+from neurollm.designs.base import Design
+from neurollm.designs.categorical import CategoricalDesign, DiscriminativeDesign
+from neurollm.designs.factorial import FactorialDesign
+from neurollm.designs.formula import FormulaDesign
 from neurollm.errors import InvalidInput
+from neurollm.files import write_text
 from neurollm.validation import one_line, read_yaml, shown, validate
 
-ContrastSpec = str | dict[str, float] | list[float]
+ContrastSpec = str | dict[str, float] | list[float] | list[str] | list[list[float]]
 
 
-class CategoricalSpec(BaseModel):
-    """Comparison of the levels of one factor."""
+class _DesignPart(BaseModel):
+    """Fields of every design."""
 
     model_config = ConfigDict(extra="forbid")
 
-    type: Literal["categorical"] = Field(description="Kind of design.")
     description: str = Field("", description="What the study asks, for the report.")
-    factor: str = Field(description="Column of the stimulus table whose levels are compared.", min_length=1)
-    item: str = Field(
-        "item", description="Column that names the content of a stimulus: the unit that is shuffled.", min_length=1
-    )
-    covariates: list[str] = Field(default_factory=list, description="Must be empty in this version.")
-    contrasts: dict[str, ContrastSpec] = Field(
-        description="Questions by name: an expression over levels ('success - failure'), weights by level, or weights "
-        "in level order. Weights sum to zero.",
+    item: str | None = Field(
+        "item",
+        description="Column that names the content of a stimulus: the unit that is exchanged. 'none' makes every "
+        "stimulus a unit of its own and needs item_reason.",
         min_length=1,
     )
+    item_reason: str = Field("", description="Why stimuli are independent observations; only with item: none.")
+    covariates: list[str] = Field(default_factory=list, description="Numeric columns that are held constant.")
+    template: str | None = Field(None, description="Column that names the wording, which is averaged over.", min_length=1)
+    blocks: str | None = Field(
+        None, description="Column of exchangeability blocks: items are exchanged only within a block.", min_length=1
+    )
+    contrasts: dict[str, ContrastSpec] = Field(
+        default_factory=dict,
+        description="Questions by name: the name of an effect, an expression ('success - failure'; several, separated "
+        "by commas, for an F contrast), weights by level, a vector or a matrix of weights. Left out: the design's own.",
+    )
+
+    @field_validator("item")
+    @classmethod
+    def _none_in_words(cls, value: str | None) -> str | None:
+        return None if value == "none" else value
 
     @field_validator("contrasts")
     @classmethod
@@ -42,16 +59,64 @@ class CategoricalSpec(BaseModel):
                 raise ValueError(f"the contrast name {shown(name)} contains a control character; use printable text")
         return contrasts
 
+    def _common(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("item", "item_reason", "covariates", "template", "blocks")}
+
+
+class CategoricalSpec(_DesignPart):
+    """Comparison of the levels of one factor."""
+
+    type: Literal["categorical"] = Field(description="Kind of design.")
+    factor: str = Field(description="Column of the stimulus table whose levels are compared.", min_length=1)
+
     def design(self) -> CategoricalDesign:
         """The design object these fields describe."""
-        return CategoricalDesign(self.factor, self.item, tuple(self.covariates))
+        return CategoricalDesign(self.factor, **self._common())
 
 
-# With a second type of design this becomes a union discriminated by `type`.
-DesignSpec = CategoricalSpec
+class DiscriminativeSpec(_DesignPart):
+    """Comparison of one level with all others."""
+
+    type: Literal["discriminative"] = Field(description="Kind of design.")
+    factor: str = Field(description="Column of the stimulus table.", min_length=1)
+    target: str = Field(description="The level that is compared with all others.", min_length=1)
+
+    def design(self) -> DiscriminativeDesign:
+        """The design object these fields describe."""
+        return DiscriminativeDesign(self.factor, self.target, **self._common())
 
 
-def read_design(path: str | os.PathLike) -> tuple[CategoricalDesign, dict[str, Any]]:
+class FactorialSpec(_DesignPart):
+    """Crossed factors: main effects and interactions."""
+
+    type: Literal["factorial"] = Field(description="Kind of design.")
+    factors: list[str] | dict[str, list[str]] = Field(
+        description="Columns, or columns with the order of their levels; effects of two levels are first minus last."
+    )
+
+    def design(self) -> FactorialDesign:
+        """The design object these fields describe."""
+        return FactorialDesign(self.factors, **self._common())
+
+
+class FormulaSpec(_DesignPart):
+    """A linear model as a Wilkinson formula."""
+
+    type: Literal["formula"] = Field(description="Kind of design.")
+    formula: str = Field(description="Right-hand side, such as 'outcome * n_words'.", min_length=1)
+
+    def design(self) -> FormulaDesign:
+        """The design object these fields describe."""
+        return FormulaDesign(self.formula, **self._common())
+
+
+class DesignSpec(RootModel):
+    """A design file."""
+
+    root: Annotated[CategoricalSpec | DiscriminativeSpec | FactorialSpec | FormulaSpec, Field(discriminator="type")]
+
+
+def read_design(path: str | os.PathLike) -> tuple[Design, dict[str, Any]]:
     """Read a design file.
 
     Parameters
@@ -61,17 +126,41 @@ def read_design(path: str | os.PathLike) -> tuple[CategoricalDesign, dict[str, A
 
     Returns
     -------
-    design : CategoricalDesign
+    design : Design
     contrasts : dict
-        Name to expression or weights, in the order of the file; parsed when the levels are known.
+        Name to expression or weights, in the order of the file (empty: the design's own effects); parsed when the
+        levels are known.
 
     Raises
     ------
     InvalidInput
         One sentence that names the file and the field.
     """
-    spec = validate(DesignSpec, read_yaml(path), path)
+    spec = validate(DesignSpec, read_yaml(path), path).root
     try:
         return spec.design(), dict(spec.contrasts)
     except InvalidInput as error:
         raise InvalidInput(f"{path}: {error}") from None
+
+
+def write_design(
+    path: str | os.PathLike, design: Design, contrasts: Mapping[str, Any] | None = None, description: str = ""
+) -> None:
+    """Write a design file that `read_design` reads back to an equal design.
+
+    Parameters
+    ----------
+    path : path-like
+    design : Design
+    contrasts : mapping, optional
+        Name to expression or weights.
+    description : str, default=""
+    """
+    plain = design.to_dict()
+    plain["item"] = "none" if plain["item"] is None else plain["item"]
+    if description:
+        plain["description"] = description
+    if contrasts:
+        plain["contrasts"] = dict(contrasts)
+    DesignSpec.model_validate(plain)
+    write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
-from neurollm.designs import CategoricalDesign, Contrast, ContrastPlan, ItemTable
+from neurollm.designs import CategoricalDesign, Contrast, ContrastPlan, Design
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.glm.result import ContrastResult
+from neurollm.glm.result import ContrastResult, Exchange
+from neurollm.glm.sizes import effect_sizes
+from neurollm.glm.tails import closed_form_p
 from neurollm.progress import Progress
-from neurollm.stats import contrast_moments, hedges_g, permutation_test, sides, t_interval
-from neurollm.stats.arrays import combine_rows, largest_values
+from neurollm.stats import conditions, permutation_test
+from neurollm.stats.arrays import combine_rows, is_torch, largest_values
+from neurollm.stats.linear import LinearFit, linear_fit
+from neurollm.stats.ranks import rank_rows
 from neurollm.stats.transforms import TRANSFORMS
 from neurollm.validation import listed
 
@@ -20,39 +26,58 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALTERNATIVES = ("two-sided", "greater", "less")
+STATS = ("t", "welch", "hc3")
+FDRS = ("bh", "by", "bky")
 FEW_SHUFFLINGS = 400  # 20 / .05
-UNEQUAL_SHARE = 0.1  # of the items may have unlike numbers of trials before a warning
+UNEQUAL_SHARE = 0.1  # of the items may have unlike wordings before a warning
 
 
-class FeatureGLM:
-    """Test contrasts of level means in every feature, correcting for the number of features.
+class FeatureGLM(BaseEstimator):
+    """Test contrasts in every feature, correcting for the number of features.
 
     Parameters
     ----------
-    design : CategoricalDesign
+    design : Design, optional
+        Default: a categorical design of the labels given to `fit`, in which every trial is an item of its own.
     n_perm : int, default=10_000
-        Shufflings; if no more exist, all are used.
+        Shufflings; if no more exist, all are used. 0: closed-form p and q only.
     alternative : {"two-sided", "greater", "less"}
+        F contrasts have no direction and are always tested two-sided.
     random_state : int, default=0
     min_active_items : int, default=0
         Features active in fewer items of the contrast are not tested. The count does not look at
         labels, so the tests stay valid.
-    transform : {"raw", "log1p", "binary"}
-        Applied to every trial before averaging.
+    transform : {"raw", "log1p", "binary", "rank"}
+        "log1p" and "binary" are applied to every trial before averaging, "rank" to the item means
+        (`neurollm.stats.ranks`). Declare it before looking.
+    stat : {"t", "welch", "hc3"}
+        Standard error: pooled, or separate for every group of items. The last two apply where groups of items are
+        compared without covariates; comparisons within items are one score per item and stay t.
+    fdr : {"bh", "by", "bky"}
+        False discovery rate of `q`: Benjamini–Hochberg, Benjamini–Yekutieli (any dependence), or the adaptive
+        two-stage method of Benjamini, Krieger & Yekutieli.
+    tail : {"permutation", "gpd"}
+        "gpd" fits a generalised Pareto distribution to the largest statistics, for family-wise p below 1/n_perm.
+    n_jobs : int, optional
+        Threads of the permutation test; -1 for all cores. Results do not depend on it.
     verbose : int, default=0
 
     Attributes
     ----------
     table_ : ItemTable
-        Item × level means.
-    levels_ : list of str
+        Item × cell means.
+    design_ : Design
+    parameters_ : tuple of str
+        Names that a contrast may use.
     design_matrix_ : DataFrame
     feature_ : ndarray
         Feature ids.
+    n_features_in_ : int
 
     Examples
     --------
     >>> import numpy as np, pandas as pd
+    >>> from neurollm.designs import CategoricalDesign
     >>> rng = np.random.default_rng(0)
     >>> obs = pd.DataFrame({"outcome": ["success", "failure"] * 12, "item": np.repeat(np.arange(12), 2)})
     >>> X = rng.normal(size=(24, 50))
@@ -65,12 +90,16 @@ class FeatureGLM:
 
     def __init__(
         self,
-        design: CategoricalDesign,
+        design: Design | None = None,
         n_perm: int = 10_000,
         alternative: str = "two-sided",
         random_state: int = 0,
         min_active_items: int = 0,
         transform: str = "raw",
+        stat: str = "t",
+        fdr: str = "bh",
+        tail: str = "permutation",
+        n_jobs: int | None = None,
         verbose: int = 0,
     ) -> None:
         self.design = design
@@ -79,17 +108,21 @@ class FeatureGLM:
         self.random_state = random_state
         self.min_active_items = min_active_items
         self.transform = transform
+        self.stat = stat
+        self.fdr = fdr
+        self.tail = tail
+        self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def fit(self, X: Any, obs: pd.DataFrame | None = None, features: Any = None) -> FeatureGLM:
-        """Average the trials to item × level means.
+    def fit(self, X: Any, y: Any = None, features: Any = None) -> FeatureGLM:
+        """Average the trials to item × cell means.
 
         Parameters
         ----------
         X : array or AnnData, shape (n_trials, V)
             numpy, memory map, scipy.sparse, torch, or trials as AnnData (then the rest is read from it).
-        obs : DataFrame, optional
-            Trial table, one row per row of X.
+        y : DataFrame or sequence of labels
+            Trial table, one row per row of X; without a design, the label of every trial.
         features : sequence, optional
             Feature ids; default 0 … V−1.
 
@@ -98,92 +131,105 @@ class FeatureGLM:
         self
         """
         self._check_parameters()
-        X, obs, features = _unpack(X, obs, features)
-        if getattr(X, "ndim", 2) != 2 or not hasattr(X, "shape"):
-            raise InvalidInput("fit: the activations must be a two-dimensional array, trials × features.")
+        X, obs, features = _unpack(X, y, features)
+        self.design_, obs = self._design(X, obs)
         self.feature_ = np.arange(X.shape[1]) if features is None else np.asarray(features)
         if len(self.feature_) != X.shape[1]:
             raise DataMismatch(f"fit: {len(self.feature_)} feature ids were given for {X.shape[1]} columns.")
-        self.levels_ = self.design.levels(obs)
-        self.design_matrix_ = self.design.design_matrix(obs)
-        self.table_: ItemTable = self.design.items_table(X, obs, self.transform)
+        self.table_ = self.design_.table(obs, X, self.transform)
+        self.parameters_ = self.design_.parameters(self.table_.obs)
+        self.design_matrix_ = self.design_.design_matrix(obs)
+        self.n_features_in_ = X.shape[1]
         return self
 
-    def compute_contrast(self, contrast: Any, name: str | None = None) -> ContrastResult:
-        """Test a contrast of level means in all features.
+    def compute_contrast(self, contrast: Any, name: str | None = None, output_type: str | None = None) -> Any:
+        """Test a contrast in all features.
 
         Parameters
         ----------
-        contrast : str, mapping, sequence of numbers or Contrast
-            See `neurollm.designs.Contrast.parse`.
+        contrast : str, mapping, sequence, matrix or Contrast
+            The name of an effect of the design, or see `neurollm.designs.Contrast.parse`.
         name : str, optional
             Default: the expression.
+        output_type : str, optional
+            As in nilearn: one array, or with "all" a dict of them (see `ContrastResult.output`).
 
         Returns
         -------
         ContrastResult
-        """
-        if not hasattr(self, "table_"):
-            raise InvalidInput("compute_contrast: call fit first.")
-        contrast = Contrast.parse(contrast, self.levels_, name)
-        plan = self.design.plan(self.table_, contrast)
-        selection = plan.selection(len(self.table_.level_codes))
-        cells, shares = combine_rows(selection, self.table_.values), combine_rows(selection, self.table_.shares)
-        data = combine_rows(plan.differences(), cells) if plan.shuffling.kind == "sign_flip" else cells
-        moments = contrast_moments(data, plan.shuffling, plan.weights, largest_values(cells))
-        described = sides(cells, plan.level_codes, plan.item_codes, plan.weights, shares)
-        tested, reasons = _testable(moments.norm, described.n_active_items, self.min_active_items)
-        norms = np.where(tested, moments.norm, np.nan)
-        total = int(tested.sum()) * min(self.n_perm, plan.shuffling.n_possible)
-        with Progress("permutations", total, "statistics", self.verbose) as progress:
-            permuted = permutation_test(
-                data,
-                plan.shuffling,
-                norms,
-                n_perm=int(self.n_perm),
-                alternative=self.alternative,
-                random_state=int(self.random_state),
-                on_block=progress.advance,
-            )
-        return self._result(contrast, plan, moments, described, permuted, (tested, reasons))
+            Or, with `output_type`, ndarray or dict.
 
-    def _result(self, contrast: Contrast, plan: ContrastPlan, moments, described, permuted, testable) -> ContrastResult:
-        tested, reasons = testable
-        told = self._warn(contrast, plan, tested)
+        Raises
+        ------
+        InvalidInput
+            The contrast cannot be read, estimated, or tested by an exchange.
+        """
+        self._check_fitted()
+        contrast = self.design_.contrast(contrast, self.table_.obs, name)
+        plan = self.design_.plan(self.table_, contrast)
+        data, largest = self._rows(plan)
+        fit = linear_fit(data, plan.hypothesis, largest)
+        described = _described(self.table_, plan)
+        tested, reasons = _testable(fit.norm, described.n_active_items, self.min_active_items)
+        test = _Test(contrast, plan, data, fit, tested)
+        result = self._result(test, described, reasons)
+        return result if output_type is None else result.output(output_type)
+
+    def compute_contrasts(self, contrasts: dict[str, Any] | None = None) -> dict[str, ContrastResult]:
+        """Test several contrasts, by name (default: the effects that the design asks by itself)."""
+        self._check_fitted()
+        if contrasts is None:
+            contrasts = self.design_.effects(self.table_.obs)
+        return {name: self.compute_contrast(spec, name) for name, spec in contrasts.items()}
+
+    def _rows(self, plan: ContrastPlan) -> tuple[Any, np.ndarray | None]:
+        """The rows that are tested, and the largest cell of each feature among those they are made of."""
+        data = combine_rows(plan.reduce, self.table_.values)
+        if self.transform != "rank":
+            return data, largest_values(self.table_.values[plan.used])
+        shuffling = plan.hypothesis.shuffling
+        return rank_rows(data, shuffling.kind, shuffling.rows_per_item), None
+
+    def _result(self, test: _Test, described: Any, reasons: dict[str, int]) -> ContrastResult:
+        contrast, plan, tested = test.contrast, test.plan, test.tested
+        alternative = "two-sided" if contrast.rank > 1 else self.alternative
         blank = np.where(tested, 0.0, np.nan)
-        low, high = t_interval(moments.effect, moments.se, moments.df_effect)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            standardised = moments.effect / moments.se + blank
-        size, size_low, size_high = hedges_g(standardised, moments.df_effect, moments.unit)
+        p, method = closed_form_p(test.data, plan.hypothesis, test.fit, alternative)
+        permuted, stat_kind = self._permuted(test, alternative)
+        stat, df, se = (test.fit.stat, test.fit.df, None) if stat_kind in "tF" else permuted.observed
+        sizes = effect_sizes(test.data, plan, test.fit, df, se)
+        exchange = plan.exchangeability
+        n_perm = permuted.n_perm if self.n_perm else 0
+        p = p + blank
+        told = self._warn(contrast, plan, tested)
         return ContrastResult(
-            name=contrast.name,
-            expression=contrast.expression,
-            levels=contrast.levels,
-            weights=contrast.weights,
+            contrast=contrast,
             feature=self.feature_,
-            effect=moments.effect,
-            effect_ci_low=low + blank,
-            effect_ci_high=high + blank,
-            effect_size=size,
-            effect_size_ci_low=size_low,
-            effect_size_ci_high=size_high,
-            stat=moments.stat + blank,
-            df=moments.df + blank,
-            p_value=permuted.p_value,
-            p_fwer=permuted.p_fwer,
+            **{name: values + blank for name, values in sizes.arrays.items()},
+            stat=stat + blank,
+            df=df + blank,
+            p=p,
+            q=adjust(p, self.fdr),
+            p_fwer=permuted.p_fwer + blank,
+            p_step_down=permuted.p_step_down + blank,
+            conditions=tuple(self.table_.cells[code] for code in np.unique(self.table_.cell_codes[plan.used])),
             **vars(described),
             valid=tested,
-            effect_size_kind="hedges_g" if plan.shuffling.kind == "whole_item" else "hedges_g_z",
+            stat_kind=stat_kind,
+            effect_size_kind=sizes.kind,
+            unit=sizes.unit,
+            p_method=method,
+            fdr=self.fdr,
             n_tests=int(tested.sum()),
-            n_items=plan.shuffling.n_items,
+            n_items=exchange.n_units,
             n_items_dropped=plan.n_dropped,
-            n_perm=permuted.n_perm,
-            n_possible=plan.shuffling.n_possible,
-            exhaustive=permuted.exhaustive,
-            alternative=self.alternative,
-            random_state=int(self.random_state),
-            shuffling=plan.exchangeability.sentence,
-            shuffling_kind=plan.shuffling.kind,
+            exchange=Exchange(
+                **vars(exchange),
+                n_perm=n_perm,
+                exhaustive=bool(n_perm and permuted.exhaustive),
+                random_state=int(self.random_state),
+            ),
+            alternative=alternative,
             transform=self.transform,
             min_active_items=int(self.min_active_items),
             not_tested=reasons,
@@ -191,25 +237,56 @@ class FeatureGLM:
             null_max=permuted.null_max,
         )
 
+    def _permuted(self, test: _Test, alternative: str) -> tuple[Any, str]:
+        """The permutation test, or blanks for ``n_perm=0``, and the name of its statistic."""
+        plan = test.plan
+        norms = np.where(test.tested, test.fit.norm, np.nan)
+        robust = self.stat != "t" and plan.hypothesis.shuffling.kind != "sign_flip"
+        if robust and plan.group_codes is None:
+            raise InvalidInput(
+                f"contrast '{test.contrast.name}': stat '{self.stat}' compares groups of {plan.exchangeability.unit}s by "
+                "one difference, without covariates or blocks; use stat 't' here."
+            )
+        options = {"n_perm": int(self.n_perm), "alternative": alternative, "random_state": int(self.random_state)}
+        total = int(test.tested.sum()) * min(self.n_perm, plan.hypothesis.shuffling.n_possible)
+        with Progress("permutations", total, "statistics", self.verbose) as progress:
+            if robust:
+                shuffling = plan.hypothesis.shuffling
+                permuted = welch_test(
+                    test.data, plan.group_codes, plan.group_weights, shuffling, norms, kind=self.stat, **options
+                )
+                return permuted, self.stat
+            kind = "F" if test.contrast.rank > 1 else "t"
+            if not self.n_perm:
+                return _Nothing.like(norms), kind
+            jobs = {} if self.n_jobs is None else {"n_jobs": self.n_jobs}
+            permuted = permutation_test(
+                test.data, plan.hypothesis, norms, on_block=progress.advance, **jobs, **options
+            )
+        if self.tail == "gpd":
+            permuted = gpd_tail(permuted)
+        return permuted, kind
+
     def _warn(self, contrast: Contrast, plan: ContrastPlan, tested: np.ndarray) -> tuple[str, ...]:
         told = []
-        n_items, n_possible = plan.shuffling.n_items, plan.shuffling.n_possible
+        n_items, n_possible = plan.exchangeability.n_units, plan.exchangeability.n_possible
+        unit = plan.exchangeability.unit
         if plan.n_dropped:
             told.append(
-                f"contrast '{contrast.name}': {plan.n_dropped} of {plan.n_dropped + n_items} items were left out "
+                f"contrast '{contrast.name}': {plan.n_dropped} of {plan.n_dropped + n_items} {unit}s were left out "
                 "because they miss a level."
             )
         if n_possible < FEW_SHUFFLINGS:
             told.append(
-                f"contrast '{contrast.name}': only {n_possible} shufflings of {n_items} items exist, fewer than "
-                f"{FEW_SHUFFLINGS}, so p values are coarse; more items are needed for p well below .05."
+                f"contrast '{contrast.name}': only {n_possible} shufflings of {n_items} {unit}s exist, fewer than "
+                f"{FEW_SHUFFLINGS}, so p values are coarse; more {unit}s are needed for p well below .05."
             )
         n_unequal = self._n_unequal(plan)
         if n_unequal > UNEQUAL_SHARE * n_items:
             told.append(
-                f"contrast '{contrast.name}': in {n_unequal} of {n_items} items the levels were averaged over "
-                "different numbers of trials, so the levels may also differ in wording; "
-                "give every item the same templates in all levels."
+                f"contrast '{contrast.name}': in {n_unequal} of {n_items} {unit}s the conditions were averaged over "
+                "different numbers of trials, so they may also differ in wording; "
+                f"give every {unit} the same templates in all conditions."
             )
         if not tested.any():
             told.append(f"contrast '{contrast.name}': none of the {tested.size} features could be tested.")
@@ -218,33 +295,121 @@ class FeatureGLM:
         return tuple(told)
 
     def _n_unequal(self, plan: ContrastPlan) -> int:
-        """Items whose levels are means of different numbers of trials (0 between items)."""
-        if plan.shuffling.kind == "whole_item":
-            return 0
-        n_trials = self.table_.n_trials[plan.cells].reshape(plan.shuffling.n_items, -1)
-        return int((np.ptp(n_trials, axis=1) > 0).sum())
+        """Items whose conditions are means of different numbers of trials (0 with one condition per item)."""
+        trials, items = self.table_.n_trials[plan.used], self.table_.item_codes[plan.used]
+        most, least = np.zeros(items.max() + 1), np.full(items.max() + 1, np.inf)
+        np.maximum.at(most, items, trials)
+        np.minimum.at(least, items, trials)
+        return int((most > least).sum())
+
+    def _design(self, X: Any, obs: Any) -> tuple[Design, Any]:
+        import pandas as pd
+
+        if self.design is not None:
+            if not isinstance(obs, pd.DataFrame):
+                raise InvalidInput(
+                    f"fit: with a design, y must be a table with one row per trial, found {type(obs).__name__}."
+                )
+            return self.design, obs
+        if isinstance(obs, pd.DataFrame):
+            raise InvalidInput("fit: a trial table was given but no design; FeatureGLM(design) says what is compared.")
+        labels = np.asarray(obs)
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            warnings.warn("A column-vector y was passed when a 1d array was expected.", stacklevel=3)
+            labels = labels.ravel()
+        if labels.ndim != 1 or len(labels) != X.shape[0]:
+            raise InvalidInput(f"fit: expected one label for each of the {X.shape[0]} rows, found shape {labels.shape}.")
+        reason = "labels were given without items"
+        return CategoricalDesign("label", item=None, item_reason=reason), pd.DataFrame({"label": labels})
+
+    def _check_fitted(self) -> None:
+        if not hasattr(self, "table_"):
+            from sklearn.exceptions import NotFittedError
+
+            raise NotFittedError("compute_contrast: this FeatureGLM is not fitted yet; call fit first.")
 
     def _check_parameters(self) -> None:
-        if not isinstance(self.design, CategoricalDesign):
-            raise InvalidInput(f"FeatureGLM: design must be a CategoricalDesign, found {type(self.design).__name__}.")
-        for name, least in (("n_perm", 1), ("random_state", 0), ("min_active_items", 0)):
+        if self.design is not None and not isinstance(self.design, Design):
+            raise InvalidInput(
+                "FeatureGLM: design must be a design such as CategoricalDesign('outcome'), found "
+                f"{type(self.design).__name__}."
+            )
+        for name in ("n_perm", "random_state", "min_active_items"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise InvalidInput(f"FeatureGLM: {name} must be a whole number of at least {least}, found {value!r}.")
-        for name, known in (("alternative", ALTERNATIVES), ("transform", TRANSFORMS)):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise InvalidInput(f"FeatureGLM: {name} must be a whole number of at least 0, found {value!r}.")
+        choices = {
+            "alternative": ALTERNATIVES,
+            "transform": TRANSFORMS,
+            "stat": STATS,
+            "fdr": FDRS,
+            "tail": ("permutation", "gpd"),
+        }
+        for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InvalidInput(f"FeatureGLM: {name} is {getattr(self, name)!r}; it must be one of {listed(known)}.")
+        if self.stat != "t" and self.transform == "rank":
+            raise InvalidInput(f"FeatureGLM: transform 'rank' goes with stat 't', found {self.stat!r}.")
+
+    def __sklearn_tags__(self) -> Any:
+        """What scikit-learn's checks need to know."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.input_tags.allow_nan = True
+        tags.target_tags.required = True
+        return tags
+
+
+@dataclass(frozen=True)
+class _Test:
+    """One contrast on its way: what is asked, how it is tested, the rows, their fit, and which features take part."""
+
+    contrast: Contrast
+    plan: ContrastPlan
+    data: Any
+    fit: LinearFit
+    tested: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Nothing:
+    """In place of a permutation test that was not asked for."""
+
+    p_fwer: np.ndarray
+    p_step_down: np.ndarray
+    null_max: np.ndarray
+    n_perm: int = 0
+    exhaustive: bool = False
+
+    @classmethod
+    def like(cls, values: np.ndarray) -> _Nothing:
+        blank = np.full(len(values), np.nan)
+        return cls(blank, blank, np.empty(0))
+
+
+def _described(table: Any, plan: ContrastPlan) -> Any:
+    """Means, rates and magnitudes of the conditions that the contrast uses."""
+    cells = np.unique(table.cell_codes[plan.used], return_inverse=True)[1]
+    return conditions(table.values[plan.used], table.shares[plan.used], cells, table.item_codes[plan.used])
 
 
 def _unpack(X: Any, obs: Any, features: Any) -> tuple[Any, Any, Any]:
-    """Read trials from an AnnData, or check that a table came with the array."""
+    """Read trials from an AnnData, or check the array and that labels or a table came with it."""
     if hasattr(X, "obs") and hasattr(X, "var"):
         if obs is not None or features is not None:
             raise InvalidInput("fit: trials given as AnnData bring their own table and feature ids; pass nothing else.")
         names = X.var.get("feature", X.var_names)
         return X.X, X.obs, np.asarray(names)
+    if not is_torch(X):
+        from sklearn.utils import check_array
+
+        X = check_array(X, accept_sparse=("csr", "csc"), ensure_all_finite=False, dtype=None, ensure_min_samples=2)
+        if X.dtype.kind not in "fiub":
+            X = X.astype(float)
+    elif X.ndim != 2:
+        raise InvalidInput("fit: the activations must be a two-dimensional array, trials × features.")
     if obs is None:
-        raise InvalidInput("fit: a trial table (obs) is needed with an array.")
+        raise InvalidInput("fit: requires y to be passed, but the target y is None: give a trial table or labels.")
     return X, obs, features
 
 

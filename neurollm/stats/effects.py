@@ -43,14 +43,20 @@ def hedges_g(
     t = np.asarray(t, float)
     if df <= 1:
         return tuple(np.full((3, *t.shape), np.nan))
-    finite = np.isfinite(t)
     factor = small_sample_factor(df) * unit
-    tail = (1 - confidence) / 2
-    low, high = np.full(t.shape, np.nan), np.full(t.shape, np.nan)
-    low[finite] = _noncentrality(t[finite], df, 1 - tail) * factor
-    high[finite] = -_noncentrality(-t[finite], df, 1 - tail) * factor
+    low, high = noncentrality_interval(t, df, confidence)
     with np.errstate(invalid="ignore"):
-        return t * factor, low, high
+        return t * factor, low * factor, high * factor
+
+
+def noncentrality_interval(t: np.ndarray, df: float, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """The noncentralities under which t is the upper and the lower percentile; NaN where t is not finite."""
+    t, probability = np.asarray(t, float), (1 + confidence) / 2
+    finite = np.isfinite(t)
+    low, high = np.full(t.shape, np.nan), np.full(t.shape, np.nan)
+    low[finite] = _noncentrality(t[finite], df, probability)
+    high[finite] = -_noncentrality(-t[finite], df, probability)
+    return low, high
 
 
 def _noncentrality(t: np.ndarray, df: float, probability: float) -> np.ndarray:

@@ -1,150 +1,314 @@
-"""What may be exchanged under the null hypothesis, written as rows of numbers.
+"""What may be exchanged under the null hypothesis: random signed rearrangements of the rows of a table.
 
-A shuffling relabels the rows of a table: a row's *code* says which label it carries
-(a sign, or a level), and a small table gives the number that stands for each code. One
-permutation is therefore one row of int16 codes, and the test statistic of all features is
-one matrix product of the coded row with the data. Three schemes:
+An arrangement G turns a column of numbers v into
+
+    (G v)[r] = sign[r] · v[index[r]].
+
+The data stay where they are; the columns of the design are rearranged. Three schemes:
 
 ``sign_flip``
-    Rows are items, the data are item differences, codes are signs, values ``±1/√n``.
+    Every item's rows keep or change their sign together.
 ``whole_item``
-    Rows are item means, codes are the level each item belongs to.
+    Items change places with all their rows, everywhere or only within blocks.
 ``within_item``
-    Rows are item × level cells, codes are levels and are exchanged inside an item.
+    Inside every item the levels of each factor change places.
 
-For levels the value of code ``l`` is proportional to ``w_l / n_l``, so the row times the
-data is the contrast of level means. The rows sum to zero (inside each item for
-``within_item``), hence the data need no centring and sparse data stay sparse.
+Random arrangements come in chunks of fixed size, chunk c from the counter-based stream
+``(seed, scheme, c)``: arrangement i is the same whatever the number of arrangements, and it does not
+depend on what is tested, so that all contrasts with one scheme see the same arrangements.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
+from neurollm.errors import InvalidInput
 from neurollm.random import stream
 
 Kind = Literal["sign_flip", "whole_item", "within_item"]
-CODE = np.int16  # holds the number of any level
+_CHUNK = 64  # arrangements per stream; part of the definition of "arrangement i of this seed"
 
 
 @dataclass(frozen=True)
 class Shuffling:
-    """A scheme of exchange together with the contrast that is tested under it.
+    """A scheme of exchange; made by `sign_flip`, `whole_item` and `within_item`.
 
     Attributes
     ----------
     kind : {"sign_flip", "whole_item", "within_item"}
-    codes : ndarray of int16, shape (n_rows,)
-        The observed labels.
-    table : ndarray of float64, shape (q, n_codes)
-        Value of each code: row 0 for the tested contrast (unit norm over the observed codes),
-        the others an orthonormal basis of the remaining differences between levels.
     n_items : int
-    df : int
-        Degrees of freedom of the t statistic.
+    rows_per_item : int
+    codes : tuple of int
+        whole_item: items with equal codes have the same rows in the design.
+    blocks : tuple of int
+        whole_item: the block inside which each item moves.
+    shape : tuple of int
+        within_item: levels of each factor, the cells of an item in C order.
     """
 
     kind: Kind
-    codes: np.ndarray
-    table: np.ndarray
     n_items: int
-    df: int
+    rows_per_item: int
+    codes: tuple[int, ...] = ()
+    blocks: tuple[int, ...] = ()
+    shape: tuple[int, ...] = ()
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the table."""
+        return self.n_items * self.rows_per_item
 
     @property
     def n_possible(self) -> int:
-        """Exact number of distinct arrangements of the labels."""
+        """Exact number of distinct arrangements, the observed one included."""
         if self.kind == "sign_flip":
             return 2**self.n_items
         if self.kind == "within_item":
-            return math.factorial(self.table.shape[1]) ** self.n_items
-        counts = np.bincount(self.codes)
-        return math.factorial(self.n_items) // math.prod(math.factorial(int(count)) for count in counts)
+            return math.prod(math.factorial(levels) for levels in self.shape) ** self.n_items
+        orders = math.prod(math.factorial(count) for count in Counter(self.blocks).values())
+        same = math.prod(math.factorial(count) for count in Counter(zip(self.blocks, self.codes, strict=True)).values())
+        return orders // same
 
     def draw(self, n_perm: int, random_state: int) -> Draws:
         """All arrangements if there are at most `n_perm`, else `n_perm` random ones.
 
-        A random arrangement depends on the seed and its own number only.
+        Parameters
+        ----------
+        n_perm : int
+        random_state : int
+
+        Returns
+        -------
+        Draws
+
+        Examples
+        --------
+        >>> sign_flip(2).draw(10, random_state=0).sign.tolist()
+        [[1, 1], [1, -1], [-1, 1], [-1, -1]]
         """
-        if self.n_possible <= n_perm:
-            codes = np.array(list(self._enumerate()), dtype=CODE)
-            return Draws(codes.reshape(self.n_possible, self.codes.size), True)
-        codes = np.empty((n_perm, self.codes.size), dtype=CODE)
-        for index in range(n_perm):
-            codes[index] = self._random(stream(random_state, self.kind, index))
-        return Draws(codes, False)
+        exhaustive = self.n_possible <= n_perm
+        if exhaustive:
+            items = np.array(list(self._enumerate()))
+        else:
+            chunks = range(-(-n_perm // _CHUNK))
+            items = np.concatenate([self._random(stream(random_state, self.kind, chunk)) for chunk in chunks])[:n_perm]
+        if self.kind == "sign_flip":
+            return Draws(None, np.repeat(items.astype(np.int8), self.rows_per_item, axis=1), exhaustive)
+        index = items.astype(np.int16 if self.n_rows <= np.iinfo(np.int16).max else np.int32)
+        if self.kind == "whole_item":
+            rows = np.arange(self.rows_per_item, dtype=index.dtype)
+            index = (index[:, :, None] * index.dtype.type(self.rows_per_item) + rows).reshape(len(index), -1)
+        return Draws(index, None, exhaustive)
 
     def _random(self, rng: np.random.Generator) -> np.ndarray:
+        """One chunk of signs of items (sign_flip), places of items (whole_item) or places of rows (within_item)."""
         if self.kind == "sign_flip":
-            return rng.integers(0, 2, self.n_items, dtype=np.int8)
+            return 1 - 2 * rng.integers(0, 2, (_CHUNK, self.n_items), dtype=np.int8)
         if self.kind == "whole_item":
-            return rng.permutation(self.codes)
-        return rng.permuted(self.codes.reshape(self.n_items, -1), axis=1).ravel()
+            # Sorting by block first keeps every item in its block; the blocks' own order of places undoes the sort.
+            _, block = np.unique(self.blocks, return_inverse=True)
+            places = np.argsort(block, kind="stable")
+            found = np.empty((_CHUNK, self.n_items), dtype=np.int32)
+            found[:, places] = np.argsort(rng.random((_CHUNK, self.n_items)) + block, axis=1)
+            return found
+        numbers = rng.random((_CHUNK, self.n_items, sum(self.shape)))
+        factors = np.split(numbers, np.cumsum(self.shape)[:-1], axis=2)
+        return self._cells([_order(factor) for factor in factors])
 
-    def _enumerate(self) -> Iterator:
+    def _cells(self, orders: Sequence[np.ndarray]) -> np.ndarray:
+        """Places of rows from the orders of each factor's levels in each item, (P, n_items, levels) per factor."""
+        count, factors = len(orders[0]), len(self.shape)
+        place = np.zeros((count, self.n_items, *[1] * factors), dtype=np.int32)
+        for axis, order in enumerate(orders):
+            levels = [self.shape[axis] if other == axis else 1 for other in range(factors)]
+            place = place * self.shape[axis] + order.astype(np.int32).reshape(count, self.n_items, *levels)
+        first = np.arange(self.n_items, dtype=np.int32).reshape(1, self.n_items, *[1] * factors) * self.rows_per_item
+        return (place + first).reshape(count, self.n_rows)
+
+    def _enumerate(self) -> Iterator[np.ndarray]:
         if self.kind == "sign_flip":
-            yield from itertools.product((0, 1), repeat=self.n_items)
+            yield from (np.array(signs) for signs in itertools.product((1, -1), repeat=self.n_items))
         elif self.kind == "whole_item":
-            yield from _arrangements(np.bincount(self.codes))
+            blocks, codes = np.array(self.blocks), np.array(self.codes)
+            members = [np.flatnonzero(blocks == block) for block in np.unique(blocks)]
+            for parts in itertools.product(*[_arrangements(codes[items]) for items in members]):
+                place = np.empty(self.n_items, dtype=np.int32)
+                for items, part in zip(members, parts, strict=True):
+                    place[items] = items[part]
+                yield place
         else:
-            orders = list(itertools.permutations(range(self.table.shape[1])))
-            for chosen in itertools.product(orders, repeat=self.n_items):
-                yield np.concatenate(chosen)
+            levels = [list(itertools.permutations(range(count))) for count in self.shape]
+            of_item = list(itertools.product(*levels))
+            for chosen in itertools.product(of_item, repeat=self.n_items):
+                orders = [np.array([[item[axis] for item in chosen]]) for axis in range(len(self.shape))]
+                yield self._cells(orders)[0]
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The arrangements used: ``codes`` (P × n int16) and whether they are all there are, the observed one included."""
+    """The arrangements used.
 
-    codes: np.ndarray
+    Attributes
+    ----------
+    index : ndarray of int16 or int32, shape (P, n_rows), or None
+        Where each row's number comes from; None: rows keep their places.
+    sign : ndarray of int8, shape (P, n_rows), or None
+        None: all +1.
+    exhaustive : bool
+        They are all there are, the observed one included.
+    """
+
+    index: np.ndarray | None
+    sign: np.ndarray | None
     exhaustive: bool
 
+    def __len__(self) -> int:
+        """Number of arrangements P."""
+        return len(self.sign if self.index is None else self.index)
 
-def sign_flip(n_items: int) -> Shuffling:
-    """Signs of `n_items` differences; the null is that each is as likely as its negative."""
-    root = 1 / math.sqrt(n_items)
-    return Shuffling("sign_flip", np.ones(n_items, CODE), np.array([[-root, root]]), n_items, n_items - 1)
+    def rows(self, column: np.ndarray, which: slice | np.ndarray) -> np.ndarray:
+        """Rearrange one column of a design.
 
+        Parameters
+        ----------
+        column : ndarray, shape (n_rows,)
+        which : slice or ndarray of int
+            The arrangements.
 
-def whole_item(codes: np.ndarray, weights: np.ndarray) -> Shuffling:
-    """Levels of whole items; the null is that the items of the levels in the contrast are exchangeable."""
-    codes = np.asarray(codes, CODE)
-    table = _level_rows(np.asarray(weights, float), np.bincount(codes, minlength=len(weights)))
-    return Shuffling("whole_item", codes, table, codes.size, codes.size - len(weights))
-
-
-def within_item(n_items: int, weights: np.ndarray) -> Shuffling:
-    """Levels inside each item (rows item by item); the null is that they are exchangeable there."""
-    n_levels = len(weights)
-    table = _level_rows(np.asarray(weights, float), np.full(n_levels, n_items))
-    codes = np.tile(np.arange(n_levels, dtype=CODE), n_items)
-    return Shuffling("within_item", codes, table, n_items, (n_items - 1) * (n_levels - 1))
-
-
-def _level_rows(weights: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Orthonormal row values: the contrast first, then the other differences between the levels."""
-    # In coordinates scaled by √counts the inner product over rows is the plain one over levels.
-    root = np.sqrt(counts)
-    basis, triangle = np.linalg.qr(np.column_stack([root, weights / root, np.eye(len(counts))]))
-    basis[:, 1] *= np.sign(triangle[1, 1])
-    return basis.T[1:] / root
+        Returns
+        -------
+        ndarray, shape (number of arrangements, n_rows)
+            Of the column's dtype.
+        """
+        moved = column if self.index is None else column[self.index[which]]
+        return moved if self.sign is None else moved * self.sign[which].astype(column.dtype)
 
 
-def _arrangements(counts: np.ndarray) -> Iterator[np.ndarray]:
-    """All distinct orders of a multiset given by the count of each code."""
+def sign_flip(n_items: int, rows_per_item: int = 1) -> Shuffling:
+    """Signs of items; under the null an item's rows are as likely as their negatives.
 
-    def place(code: int, free: tuple[int, ...], out: np.ndarray) -> Iterator[np.ndarray]:
-        if code == len(counts) - 1:
-            out[list(free)] = code
-            yield out.copy()
+    Parameters
+    ----------
+    n_items : int
+    rows_per_item : int, default=1
+        Consecutive rows that belong to one item.
+
+    Returns
+    -------
+    Shuffling
+
+    Raises
+    ------
+    InvalidInput
+        There are no rows.
+
+    Examples
+    --------
+    >>> sign_flip(10).n_possible
+    1024
+    """
+    _at_least_one(n_items, rows_per_item)
+    return Shuffling("sign_flip", n_items, rows_per_item)
+
+
+def whole_item(codes: np.ndarray, blocks: np.ndarray | None = None, rows_per_item: int = 1) -> Shuffling:
+    """Places of whole items; under the null the items of a block are exchangeable.
+
+    Parameters
+    ----------
+    codes : ndarray of int, shape (n_items,)
+        Items with equal codes have the same rows in the design, so exchanging them changes nothing.
+    blocks : ndarray of int, shape (n_items,), optional
+        Items change places inside their block only; default: everywhere.
+    rows_per_item : int, default=1
+        Consecutive rows that belong to one item.
+
+    Returns
+    -------
+    Shuffling
+
+    Raises
+    ------
+    InvalidInput
+        There are no rows, or `codes` and `blocks` are not of one length.
+
+    Examples
+    --------
+    >>> whole_item([0, 0, 1, 1]).n_possible
+    6
+    >>> whole_item([0, 1, 0, 1], blocks=[0, 0, 1, 1]).n_possible
+    4
+    """
+    codes = np.asarray(codes, dtype=int)
+    blocks = np.zeros(codes.size, int) if blocks is None else np.asarray(blocks, dtype=int)
+    if codes.ndim != 1 or codes.shape != blocks.shape:
+        raise InvalidInput(
+            f"whole_item: codes of shape {codes.shape} with blocks of shape {blocks.shape}; "
+            "both hold one number per item."
+        )
+    _at_least_one(codes.size, rows_per_item)
+    return Shuffling("whole_item", codes.size, rows_per_item, tuple(codes.tolist()), tuple(blocks.tolist()))
+
+
+def within_item(n_items: int, shape: Sequence[int]) -> Shuffling:
+    """Levels of each factor inside every item; under the null they are exchangeable there.
+
+    Parameters
+    ----------
+    n_items : int
+    shape : sequence of int
+        Number of levels of each factor. The rows are items × cells, the cells in C order.
+
+    Returns
+    -------
+    Shuffling
+
+    Raises
+    ------
+    InvalidInput
+        There are no rows.
+
+    Examples
+    --------
+    >>> within_item(2, (3, 2)).n_possible
+    144
+    """
+    shape = tuple(int(levels) for levels in shape)
+    _at_least_one(n_items, *(shape or (0,)))
+    return Shuffling("within_item", n_items, math.prod(shape), shape=shape)
+
+
+def _at_least_one(*numbers: int) -> None:
+    if min(numbers) < 1:
+        raise InvalidInput("a shuffling needs at least one item, and at least one row in each item.")
+
+
+def _order(numbers: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis: a random order of the levels."""
+    if numbers.shape[-1] > 8:
+        return np.argsort(numbers, axis=-1)
+    # For a few levels counting the smaller ones is several times faster than sorting.
+    return np.sum([numbers[..., [level]] < numbers for level in range(numbers.shape[-1])], axis=0, dtype=np.int8)
+
+
+def _arrangements(codes: np.ndarray) -> list[np.ndarray]:
+    """All distinct rearrangements of `codes`, as indices; the identity is one of them."""
+    own = {code: np.flatnonzero(codes == code) for code in np.unique(codes)}
+    names = list(own)
+
+    def place(which: int, free: tuple[int, ...], found: np.ndarray) -> Iterator[np.ndarray]:
+        if which == len(names):
+            yield found.copy()
             return
-        for chosen in itertools.combinations(free, int(counts[code])):
-            out[list(chosen)] = code
-            yield from place(code + 1, tuple(sorted(set(free) - set(chosen))), out)
+        for chosen in itertools.combinations(free, len(own[names[which]])):
+            found[list(chosen)] = own[names[which]]
+            yield from place(which + 1, tuple(sorted(set(free) - set(chosen))), found)
 
-    yield from place(0, tuple(range(int(counts.sum()))), np.empty(int(counts.sum()), CODE))
+    return list(place(0, tuple(range(len(codes))), np.empty(len(codes), int)))

@@ -21,4 +21,10 @@ def _binary(values: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(values), np.nan, values != 0)
 
 
-TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {"raw": None, "log1p": _log1p, "binary": _binary}
+# "rank" ranks the rows of the item table (`neurollm.stats.ranks`) and leaves single trials as they are.
+TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray] | None] = {
+    "raw": None,
+    "log1p": _log1p,
+    "binary": _binary,
+    "rank": None,
+}

@@ -1,0 +1,297 @@
+"""Designs written as a Wilkinson formula, for anything that is not a comparison of cells.
+
+The formula's columns are a linear model of the item × cell means, where a cell is a combination of values of the
+formula's variables that occurs. Contrasts are about its coefficients; the partition into tested part and nuisance
+follows the contrast, and residuals are exchanged (Freedman & Lane 1983): between whole items if nothing that is
+tested varies inside an item, inside items (with every item's mean removed) if all of it does.
+"""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+
+from neurollm.designs.base import Design
+from neurollm.designs.cells import squared_distances
+from neurollm.designs.contrast import Contrast
+from neurollm.designs.planning import ContrastPlan, Frame, describe
+from neurollm.designs.table import ItemTable
+from neurollm.errors import InvalidInput
+from neurollm.stats import shufflings
+from neurollm.stats.hypothesis import Hypothesis
+from neurollm.stats.partition import orthonormal, partition
+from neurollm.validation import closest, listed, shortened
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# A formula is Python to formulaic, and may come from a stranger's file: only these calls are let through.
+FUNCTIONS = ("C", "center", "scale", "poly", "bs", "cs", "log", "log10", "log2", "exp", "exp10", "exp2")
+_CODINGS = ("contr",)
+_NODES = (
+    ast.Expression, ast.Name, ast.Load, ast.Constant, ast.Call, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Add, ast.Sub,
+    ast.Mult, ast.Div, ast.Pow, ast.USub, ast.List, ast.Tuple, ast.Attribute,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FormulaDesign(Design):
+    """A linear model given as a formula.
+
+    Parameters
+    ----------
+    formula : str
+        Right-hand side in Wilkinson notation, read by formulaic: ``"outcome * n_words + log(frequency)"``. Calls are
+        limited to transforms (`FUNCTIONS`) and codings (``contr.sum`` …); names are columns of the trial table.
+    item, item_reason, covariates, template, blocks
+        See `Design`. Covariates are added to the formula.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> obs = pd.DataFrame({"item": [f"i{i:02d}" for i in range(20)], "n_words": np.arange(20) % 7, "valence": np.arange(20)})
+    >>> design = FormulaDesign("valence + n_words")
+    >>> design.parameters(obs)
+    ('Intercept', 'valence', 'n_words')
+    >>> design.exchangeability(obs, "valence").kind
+    'whole_item'
+    """
+
+    formula: str
+
+    type: ClassVar[str] = "formula"
+
+    def __post_init__(self) -> None:
+        if not self.formula.strip() or "~" in self.formula:
+            raise InvalidInput(
+                f"design: formula {shortened(self.formula)!r} must be a right-hand side such as 'outcome + n_words'; "
+                "every feature is a left-hand side in turn."
+            )
+        self._parsed()  # refuse what cannot be read, before any data
+        super().__post_init__()
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Columns that the formula names, without the covariates."""
+        terms = self._parsed()
+        found = {str(factor) for term in terms for factor in term.factors if factor.eval_method.value == "lookup"}
+        found |= {name for factor in _calculated(terms) for name in _names(factor)}
+        return tuple(sorted(found - set(self.covariates)))
+
+    def _parsed(self) -> Any:
+        from formulaic import Formula
+
+        try:
+            terms = Formula(self.formula)
+        except Exception as error:  # formulaic raises many kinds
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InvalidInput(f"design: the formula {shortened(self.formula)!r} cannot be read ({reason}).") from None
+        if not all(hasattr(term, "factors") for term in terms):
+            raise InvalidInput(f"design: the formula {shortened(self.formula)!r} has parts; write one right-hand side.")
+        for factor in _calculated(terms):
+            _check_factor(factor, self.formula)
+        return terms
+
+    def cells(self, obs: pd.DataFrame) -> tuple[tuple[str, ...], np.ndarray]:
+        """The combinations of values of the formula's variables that occur."""
+        variables = self.variables
+        if not variables:
+            return ("all",), np.zeros(len(obs), int)
+        columns = [np.unique(self.column(obs, name).astype(str).to_numpy(str), return_inverse=True) for name in variables]
+        codes, index = np.unique(np.stack([code for _, code in columns]), axis=1, return_inverse=True)
+        labels = [
+            ", ".join(
+                f"{name}={levels[code]}" for name, (levels, _), code in zip(variables, columns, cell, strict=True)
+            )
+            for cell in codes.T
+        ]
+        return tuple(labels), index.ravel()
+
+    def design_matrix(self, obs: pd.DataFrame) -> pd.DataFrame:
+        """The formula's columns, one row per trial (covariates last)."""
+        return self._matrix(obs)[0]
+
+    def _matrix(self, obs: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, list[str]]]:
+        import pandas as pd
+        from formulaic import model_matrix
+
+        for name in self.variables:
+            self.column(obs, name)
+        for name in self.covariates:
+            self._numbers(obs, name)
+        try:
+            matrix = model_matrix(self._parsed(), obs.reset_index(drop=True))
+        except Exception as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise InvalidInput(
+                f"design: the formula {shortened(self.formula)!r} does not fit the trial table ({reason})."
+            ) from None
+        spec = matrix.model_spec
+        terms = {str(term): [matrix.columns[i] for i in indices] for term, indices in spec.term_indices.items()}
+        frame = pd.DataFrame(np.asarray(matrix, float), columns=[str(c) for c in matrix.columns], index=obs.index)
+        for name in self.covariates:
+            frame[name] = obs[name].to_numpy(float)
+        if not np.isfinite(frame.to_numpy()).all():
+            raise InvalidInput(f"design: the formula {shortened(self.formula)!r} gives values that are not finite.")
+        return frame, terms
+
+    def parameters(self, obs: pd.DataFrame) -> tuple[str, ...]:
+        """Names of the model's columns."""
+        return tuple(self.design_matrix(obs).columns)
+
+    def contrast(self, spec: Any, obs: pd.DataFrame, name: str | None = None) -> Contrast:
+        """Read a contrast: the name of a term, or an expression over columns."""
+        parameters = self.parameters(obs)
+        if isinstance(spec, str) and spec.strip() not in parameters:
+            effect = self.effects(obs).get(spec.strip())
+            if effect is not None:
+                return Contrast.parse(effect, parameters, name, sums_to_zero=False)
+        return Contrast.parse(spec, parameters, name, sums_to_zero=False)
+
+    def effects(self, obs: pd.DataFrame) -> dict[str, Contrast]:
+        """One contrast per term: all its columns at once. Terms that others contain depend on the coding."""
+        frame, terms = self._matrix(obs)
+        parameters, found = tuple(frame.columns), {}
+        for term, columns in terms.items():
+            if term == "1":
+                continue
+            rows = [[float(column == wanted) for column in parameters] for wanted in map(str, columns)]
+            found[term] = Contrast(term, ", ".join(map(str, columns)), parameters, tuple(map(tuple, rows)))
+        if not found:
+            raise InvalidInput(f"design: the formula {shortened(self.formula)!r} has nothing to test but the constant.")
+        return found
+
+    def plan(self, table: ItemTable, contrast: Contrast) -> ContrastPlan:
+        """How a contrast of coefficients is tested on the item × cell table.
+
+        Raises
+        ------
+        InvalidInput
+            It is not estimable, or varies both within and between items.
+        """
+        model = self.design_matrix(table.obs).to_numpy(float)
+        involved = model[:, contrast.matrix.any(axis=0)]
+        means = _item_means(table)
+        inside = np.abs(involved - (means @ involved)[table.item_codes]).max(axis=0)
+        varies = inside > 1e-9 * np.abs(involved).max(axis=0)
+        if varies.all():
+            return self._within(table, contrast, model)
+        if varies.any():
+            mixed = [name for name, used in zip(contrast.parameters, contrast.matrix.any(axis=0), strict=True) if used]
+            raise InvalidInput(
+                f"contrast '{contrast.name}': of the columns {listed(mixed)} some vary within '{self.item or 'trial'}' "
+                "and others between; test them one by one."
+            )
+        return self._between(table, contrast, means, means @ model)
+
+    def _between(self, table: ItemTable, contrast: Contrast, means: Any, model: np.ndarray) -> ContrastPlan:
+        n = len(model)
+        blocks = np.zeros(n, int)
+        if self.blocks is not None:
+            first = np.unique(table.item_codes, return_index=True)[1]
+            blocks = np.unique(table.obs[self.blocks].astype(str).to_numpy(str)[first], return_inverse=True)[1]
+        codes = np.unique(np.round(model, 12), axis=0, return_inverse=True)[1].ravel()
+        shuffling = shufflings.whole_item(codes, blocks if self.blocks is not None else None)
+        frame = self._frame(contrast, np.arange(n)[:, None], blocks if self.blocks is not None else None, table)
+        words = f"{frame.item}s differ in {contrast.name}"
+        return self._finish(contrast, frame, (sparse.csr_array(means), model), (blocks, shuffling), words)
+
+    def _within(self, table: ItemTable, contrast: Contrast, model: np.ndarray) -> ContrastPlan:
+        counts = np.bincount(table.item_codes, minlength=len(table.items))
+        used = np.flatnonzero(counts[table.item_codes] > 1)
+        groups = np.unique(table.item_codes[used], return_inverse=True)[1]
+        chosen = sparse.csr_array((np.ones(used.size), (np.arange(used.size), used)), shape=(used.size, table.n_rows))
+        codes = np.unique(np.round(model[used], 12), axis=0, return_inverse=True)[1].ravel()
+        shuffling = shufflings.whole_item(codes, groups)
+        frame = self._frame(contrast, used[:, None], None, table, int((counts == 1).sum()))
+        words = f"Inside each {frame.item}, {contrast.name} varies"
+        return self._finish(contrast, frame, (chosen, model[used]), (groups, shuffling), words)
+
+    def _frame(self, contrast: Contrast, rows: np.ndarray, blocks: Any, table: ItemTable, n_dropped: int = 0) -> Frame:
+        item = self.item or "trial"
+        return Frame(contrast.name, item, rows, np.zeros((table.n_rows, 0)), blocks, table.n_rows, n_dropped)
+
+    def _finish(self, contrast: Contrast, frame: Frame, data: tuple, exchange: tuple, words: str) -> ContrastPlan:
+        (reduce, model), (groups, shuffling) = data, exchange
+        fixed = orthonormal(np.eye(groups.max() + 1)[groups]) if len(groups) else np.zeros((0, 0))
+        full = np.hstack([model, fixed])
+        padded = np.hstack([contrast.matrix, np.zeros((contrast.rank, fixed.shape[1]))])
+        part = partition(full, padded) if len(model) else None
+        if part is None:
+            raise InvalidInput(
+                f"contrast '{contrast.name}' cannot be estimated: the model {shortened(self.formula)!r} "
+                f"({model.shape[1]} columns, rank {np.linalg.matrix_rank(model) if len(model) else 0}) does not "
+                "determine it beside the constant of every block of exchange; drop redundant terms."
+            )
+        df = len(model) - part.rank
+        if df < 1:
+            raise InvalidInput(
+                f"contrast '{contrast.name}': {len(model)} rows for a model of rank {part.rank} leave no degrees of "
+                "freedom; more items are needed."
+            )
+        nuisance = orthonormal(part.others, against=fixed)
+        hypothesis = Hypothesis(part.tested, nuisance[:, :0], nuisance, groups, df, shuffling)
+        told = describe(shuffling, words, frame, nuisance.shape[1] > 0)
+        used = np.unique(reduce.indices)
+        return ContrastPlan(
+            used, reduce, hypothesis, part.scale, None, None, None, part.rank, full.shape[1], frame.n_dropped, told
+        )
+
+    def model_rdm(self, obs: pd.DataFrame, effect: str | None = None) -> np.ndarray:
+        """Squared distances between the (standardised) columns of a term, the largest set to 1."""
+        frame, effects = self.design_matrix(obs), self.effects(obs)
+        if effect is not None and effect not in effects:
+            raise InvalidInput(f"model_rdm: the design has no effect '{effect}'; it has {listed(effects)}.")
+        chosen = effects[effect] if effect is not None else next(iter(effects.values()))
+        columns = frame.to_numpy(float)[:, chosen.matrix.any(axis=0)]
+        spread = columns.std(axis=0)
+        return squared_distances((columns - columns.mean(axis=0)) / np.where(spread > 0, spread, 1))
+
+
+def _item_means(table: ItemTable) -> sparse.csr_array:
+    counts = np.bincount(table.item_codes, minlength=len(table.items))
+    weights = 1 / counts[table.item_codes]
+    return sparse.csr_array((weights, (table.item_codes, np.arange(table.n_rows))), shape=(counts.size, table.n_rows))
+
+
+def _calculated(terms: Any) -> list[str]:
+    """Factors of a formula that are Python expressions."""
+    return sorted({str(factor) for term in terms for factor in term.factors if factor.eval_method.value == "python"})
+
+
+def _names(factor: str) -> set[str]:
+    """Columns in an expression: names that are neither called nor looked into."""
+    tree = ast.parse(factor, mode="eval")
+    called = {id(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call)}
+    inside = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    names = [node for node in ast.walk(tree) if isinstance(node, ast.Name)]
+    return {node.id for node in names if id(node) not in called and id(node) not in inside}
+
+
+def _check_factor(factor: str, formula: str) -> None:
+    """Refuse anything but columns, numbers, arithmetic and the listed functions."""
+    problem = None
+    try:
+        tree = ast.parse(factor, mode="eval")
+    except SyntaxError:
+        raise InvalidInput(f"design: the formula {shortened(formula)!r} cannot be read at {shortened(factor)!r}.") from None
+    for node in ast.walk(tree):
+        if not isinstance(node, _NODES):
+            problem = type(node).__name__
+        elif isinstance(node, ast.Attribute):
+            plain = isinstance(node.value, ast.Name) and node.value.id in _CODINGS and not node.attr.startswith("_")
+            problem = problem if plain else f".{node.attr}"
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in FUNCTIONS:
+            hint = closest(node.func.id, FUNCTIONS) or "."
+            raise InvalidInput(
+                f"design: the formula {shortened(formula)!r} calls '{node.func.id}'{hint} Allowed are {listed(FUNCTIONS)}."
+            )
+    if problem:
+        raise InvalidInput(
+            f"design: {shortened(factor)!r} in the formula {shortened(formula)!r} is more than columns, numbers, "
+            f"arithmetic and {listed(FUNCTIONS)} ({problem})."
+        )

@@ -1,0 +1,103 @@
+"""Trials averaged to item × cell means: the table on which everything confirmatory runs.
+
+Wordings of one content are not independent observations, so templates are averaged (pseudobulk) before
+anything is tested. A cell is a combination of the levels that the design compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+
+from neurollm.errors import DataMismatch
+from neurollm.stats.arrays import combine_rows
+from neurollm.stats.transforms import TRANSFORMS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """Item × cell means of all features, in the order of items, then cells.
+
+    Attributes
+    ----------
+    values : CSC, ndarray or torch.Tensor, shape (n_rows, V), or None
+        Float64, after the transform. None in a table that only describes the design.
+    shares : like `values`
+        Share of the row's trials in which the feature is not zero.
+    items : tuple of str
+    cells : tuple of str
+        Names of all cells of the design, whether they occur or not.
+    item_codes, cell_codes : ndarray of int, shape (n_rows,)
+    n_trials : ndarray of int, shape (n_rows,)
+        Trials averaged in each row.
+    obs : DataFrame, n_rows rows
+        Covariates (averaged) and the other columns of the design (those of the row's first trial).
+    """
+
+    values: Any
+    shares: Any
+    items: tuple[str, ...]
+    cells: tuple[str, ...]
+    item_codes: np.ndarray
+    cell_codes: np.ndarray
+    n_trials: np.ndarray
+    obs: pd.DataFrame
+
+    @property
+    def n_rows(self) -> int:
+        """Number of item × cell means."""
+        return len(self.item_codes)
+
+
+def average_trials(
+    obs: pd.DataFrame, items: np.ndarray, cells: np.ndarray, names: tuple[str, ...], covariates: tuple[str, ...]
+) -> tuple[ItemTable, sparse.csr_array]:
+    """The table's rows without values, and the matrix that averages trials into them.
+
+    Parameters
+    ----------
+    obs : DataFrame
+        One row per trial.
+    items : ndarray of str, shape (n_trials,)
+    cells : ndarray of int, shape (n_trials,)
+    names : tuple of str
+        Name of each cell number.
+    covariates : tuple of str
+        Columns that are averaged like the values.
+
+    Returns
+    -------
+    table : ItemTable
+    averages : csr_array, shape (n_rows, n_trials)
+    """
+    labels, item_codes = np.unique(items, return_inverse=True)
+    keys, first, row = np.unique(item_codes * len(names) + cells, return_index=True, return_inverse=True)
+    n_trials = np.bincount(row)
+    averages = sparse.csr_array((1 / n_trials[row], (row, np.arange(len(obs)))), shape=(keys.size, len(obs)))
+    frame = obs.iloc[first].reset_index(drop=True)
+    for name in covariates:
+        frame[name] = averages @ obs[name].to_numpy(float)
+    item_of, cell_of = keys // len(names), keys % len(names)
+    table = ItemTable(None, None, tuple(map(str, labels)), names, item_of, cell_of, n_trials, frame)
+    return table, averages
+
+
+def filled(table: ItemTable, averages: sparse.csr_array, X: Any, transform: str) -> ItemTable:
+    """The table with the values of all features.
+
+    Raises
+    ------
+    DataMismatch
+        If activations and trials differ in number.
+    """
+    if X.shape[0] != averages.shape[1]:
+        raise DataMismatch(f"the activations have {X.shape[0]} rows but the trial table has {averages.shape[1]}.")
+    values = combine_rows(averages, X, TRANSFORMS[transform])
+    shares = values if transform == "binary" else combine_rows(averages, X, TRANSFORMS["binary"])
+    return ItemTable(**{**vars(table), "values": values, "shares": shares})

@@ -1,0 +1,255 @@
+"""The products behind a permutation test: residual columns, exact statistics and bounds from float32.
+
+R y is formed once per block of columns (group means and nuisance removed, divided by ν), because R is a
+projection: (R G t)·y = (G t)·(R y). The rows of the products are then plain rearrangements of the
+design's columns, and every column has unit length, so that one bound of rounding holds for all.
+
+**Bound.** With u = 2⁻²⁴, storing both factors in float32 and adding n products in any order changes
+(G t)·(R y)/ν by at most (n + 2) u (1 + O(nu)) Σ|a||x| (Higham 2002, section 3.1), where Σ|a||x| ≤ 1 by
+Cauchy–Schwarz. ``ε = 1.1 (n + 16) u`` leaves room for the few operations after the product. With m further columns e,
+D = 1 − Σe² is off by at most 2√m ε + mε² < 3√m ε, so that
+
+    |ρ| ≤ (|r| + √q ε) / √(D − 3√m ε).
+
+The same lines run on numpy arrays and on torch tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from neurollm.stats.arrays import by_columns, dense, is_torch
+from neurollm.stats.hypothesis import Hypothesis
+from neurollm.stats.shufflings import Draws
+
+NOTHING_LEFT = 1e-8  # share of variance below which a feature has none besides what is not tested
+_NO_DIVISOR = 1e-12
+
+
+class ResidualColumns:
+    """Blocks of R y / ν in float64, of any supported array.
+
+    Parameters
+    ----------
+    Y : ndarray, memory map, scipy.sparse or torch.Tensor, shape (n, V)
+    norms : ndarray, shape (V,)
+    hypothesis : Hypothesis
+
+    Attributes
+    ----------
+    n_rows : int
+    device : torch.device or None
+        Where tensors are; None for all other arrays.
+    """
+
+    def __init__(self, Y: Any, norms: np.ndarray, hypothesis: Hypothesis) -> None:
+        self._Y, self._norms = by_columns(Y), norms
+        self.n_rows = Y.shape[0]
+        self.device = Y.device if is_torch(Y) else None
+        self._nuisance = np.asarray(hypothesis.nuisance, dtype=float)
+        self._groups = self._means = None
+        if hypothesis.groups is not None:
+            _, self._groups = np.unique(hypothesis.groups, return_inverse=True)
+            counts = np.bincount(self._groups)
+            rows = np.arange(self._groups.size)
+            self._means = sparse.csr_array((1 / counts[self._groups], (self._groups, rows)))
+
+    def __call__(self, columns: np.ndarray) -> Any:
+        """R y / ν of the columns with these (for speed ascending) numbers, shape (n, len(columns))."""
+        first, last = columns.min(), columns.max() + 1
+        if last - first <= 2 * len(columns):
+            block = self._float64(self._Y[:, first:last])
+            if last - first > len(columns) or (np.diff(columns) < 0).any():
+                block = block[:, _like(columns - first, block)]
+        else:
+            block = self._float64(self._Y[:, _like(columns, self._Y)])
+        if self._groups is not None:
+            block -= self._group_means(block)
+        if self._nuisance.shape[1]:
+            basis = _like(self._nuisance, block)
+            block -= basis @ (basis.T @ block)
+        block *= _like(1 / self._norms[columns], block)
+        return block
+
+    def _float64(self, block: Any) -> Any:
+        if self.device is not None and has_float64(self.device):
+            import torch
+
+            return block.detach().to(torch.float64, copy=True)
+        return dense(block)
+
+    def _group_means(self, block: Any) -> Any:
+        if len(self._means.indptr) == 2:
+            return block.mean(0)
+        if not is_torch(block):
+            return (self._means @ block)[self._groups]
+        import torch
+
+        groups = torch.as_tensor(self._groups, device=block.device)
+        weights = _like(1 / np.bincount(self._groups), block)[:, None]
+        sums = block.new_zeros((len(weights), block.shape[1])).index_add_(0, groups, block)
+        return (sums * weights)[groups]
+
+
+class Statistic:
+    """ρ of arrangements × columns; larger is more extreme except that two-sided values keep their sign.
+
+    Parameters
+    ----------
+    hypothesis : Hypothesis
+    alternative : {"two-sided", "greater", "less"}
+    """
+
+    def __init__(self, hypothesis: Hypothesis, alternative: str) -> None:
+        sign = -1.0 if alternative == "less" else 1.0
+        self.tested = [sign * column for column in np.asarray(hypothesis.tested, dtype=float).T]
+        self.share = [column for part in (hypothesis.rest, hypothesis.nuisance) for column in np.asarray(part, float).T]
+        self.two_sided = alternative == "two-sided"
+
+    @property
+    def n_products(self) -> int:
+        """Products per statistic."""
+        return len(self.tested) + len(self.share)
+
+    def exact(self, draws: Draws | None, which: np.ndarray | None, X: Any) -> Any:
+        """Float64 statistics of arrangements (None: the observed one) for residual columns X."""
+        xp = namespace(X)
+
+        def product(column: np.ndarray) -> Any:
+            return _like(column[None] if draws is None else draws.rows(column, which), X) @ X
+
+        if len(self.tested) == 1:
+            r = product(self.tested[0])
+        else:
+            r = xp.sqrt(sum(product(column) ** 2 for column in self.tested))
+        if self.share:
+            left = 1 - sum(product(column) ** 2 for column in self.share)
+            r = xp.where(left > NOTHING_LEFT, r / xp.sqrt(left.clip(NOTHING_LEFT, None)), 0 * r)
+        return r
+
+    def extremity(self, r: Any) -> Any:
+        """Larger is more extreme."""
+        return abs(r) if self.two_sided else r
+
+    def largest(self, r: Any) -> Any:
+        """Largest extremity of each row, without a copy of `r`."""
+        xp = namespace(r)
+        top = xp.amax(r, 1)
+        return xp.maximum(top, -xp.amin(r, 1)) if self.two_sided else top
+
+    def rows(self, draws: Draws, which: np.ndarray, device: Any) -> list[Any]:
+        """Rearranged columns in float32 on a torch device (None: numpy), tested ones first."""
+        columns = (*self.tested, *self.share)
+        return [_moved(draws.rows(column.astype(np.float32), which), device) for column in columns]
+
+    def upper_bounds(self, rows: Sequence[Any], X: Any, segment: int, batch: int) -> np.ndarray:
+        """Bounds of the largest statistic of each segment of columns.
+
+        Parameters
+        ----------
+        rows : sequence of arrays, shape (P, n)
+            From `Statistic.rows`.
+        X : array of float32, shape (n, c)
+            Residual columns, c a multiple of `segment`; see `float32_copy`.
+        segment, batch : int
+            Columns under one bound, and arrangements per product.
+
+        Returns
+        -------
+        ndarray, shape (P, c / segment)
+        """
+        xp, epsilon = namespace(X), 1.1 * (X.shape[0] + 16) * 2.0**-24
+        size = min(batch, len(rows[0]))
+        simple = self.n_products == 1
+        kept = [_empty((size, X.shape[1]), X) for _ in range(1 if simple else 3)]
+        found = np.empty((len(rows[0]), X.shape[1] // segment), dtype=np.float32)
+        for start in range(0, len(rows[0]), size):
+            part = [row[start : start + size] for row in rows]
+            out = [buffer[: len(part[0])] for buffer in kept]
+            if simple:
+                r = xp.matmul(part[0], X, out=out[0]).reshape(len(part[0]), -1, segment)
+                top = xp.amax(r, 2)
+                top = xp.maximum(top, -xp.amin(r, 2)) if self.two_sided else top
+                found[start : start + size] = to_numpy(top) + epsilon
+            else:
+                r = self._bounds(xp, part, X, out, epsilon)
+                found[start : start + size] = to_numpy(xp.amax(r.reshape(len(r), -1, segment), 2))
+        return found
+
+    def _bounds(self, xp: Any, rows: Sequence[Any], X: Any, out: Sequence[Any], epsilon: float) -> Any:
+        r, one, left = out
+        q, m = len(self.tested), len(self.share)
+        xp.matmul(rows[0], X, out=r)
+        if q == 1:
+            # A negative statistic has no use for its size: 0 bounds it.
+            r = xp.abs(r, out=r) if self.two_sided else xp.clip(r, 0, None, out=r)
+        else:
+            r *= r
+            for row in rows[1:q]:
+                xp.matmul(row, X, out=one)
+                one *= one
+                r += one
+            r = xp.sqrt(r, out=r)
+        r += q**0.5 * epsilon
+        if m:
+            left[:] = 1 - 3 * m**0.5 * epsilon
+            for row in rows[q:]:
+                xp.matmul(row, X, out=one)
+                one *= one
+                left -= one
+            left = xp.clip(left, _NO_DIVISOR, None, out=left)
+            r /= xp.sqrt(left, out=left)
+        return r
+
+
+def float32_copy(X: Any, device: Any, segment: int) -> Any:
+    """X in float32 on the device of the data (None: numpy), with columns of zeros up to a full segment."""
+    shape = X.shape[0], -(-X.shape[1] // segment) * segment
+    if device is None:
+        padded = np.zeros(shape, dtype=np.float32)
+    else:
+        import torch
+
+        padded = torch.zeros(shape, dtype=torch.float32, device=device)
+        X = torch.as_tensor(X)
+    padded[:, : X.shape[1]] = X
+    return padded
+
+
+def has_float64(device: Any) -> bool:
+    """Whether a torch device computes in float64."""
+    return device.type != "mps"
+
+
+def namespace(array: Any) -> Any:
+    """The module whose functions take `array`: torch or numpy."""
+    if is_torch(array):
+        import torch
+
+        return torch
+    return np
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """A numpy array of either kind of array."""
+    return array.cpu().numpy() if is_torch(array) else array
+
+
+def _like(array: np.ndarray, other: Any) -> Any:
+    return _moved(array, other.device if is_torch(other) else None)
+
+
+def _moved(array: np.ndarray, device: Any) -> Any:
+    if device is None:
+        return array
+    import torch
+
+    return torch.as_tensor(array, device=device)
+
+
+def _empty(shape: tuple[int, int], like: Any) -> Any:
+    return like.new_empty(shape) if is_torch(like) else np.empty(shape, dtype=like.dtype)
