@@ -9,16 +9,16 @@ tested varies inside an item, inside items (with every item's mean removed) if a
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy import sparse
 
-from neurollm.designs.base import Design
+from neurollm.designs.base import Design, Exchangeability
 from neurollm.designs.cells import squared_distances
 from neurollm.designs.contrast import Contrast
-from neurollm.designs.planning import ContrastPlan, Frame, describe
+from neurollm.designs.planning import ContrastPlan, Frame, describe, in_words
 from neurollm.designs.table import ItemTable
 from neurollm.errors import InvalidInput
 from neurollm.stats import shufflings
@@ -124,7 +124,7 @@ class FormulaDesign(Design):
         for name in self.covariates:
             self._numbers(obs, name)
         try:
-            matrix = model_matrix(self._parsed(), obs.reset_index(drop=True))
+            matrix = model_matrix(self._parsed(), obs.reset_index(drop=True), na_action="ignore")
         except Exception as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise InvalidInput(
@@ -197,8 +197,9 @@ class FormulaDesign(Design):
         codes = np.unique(np.round(model, 12), axis=0, return_inverse=True)[1].ravel()
         shuffling = shufflings.whole_item(codes, blocks if self.blocks is not None else None)
         frame = self._frame(contrast, np.arange(n)[:, None], blocks if self.blocks is not None else None, table)
-        words = f"{frame.item}s differ in {contrast.name}"
-        return self._finish(contrast, frame, (sparse.csr_array(means), model), (blocks, shuffling), words)
+        words = f"{frame.item[0].upper()}{frame.item[1:]}s differ in {contrast.name}"
+        told = describe(shuffling, words, frame, residuals=True)
+        return self._finish(contrast, frame, (sparse.csr_array(means), model), (blocks, shuffling), told)
 
     def _within(self, table: ItemTable, contrast: Contrast, model: np.ndarray) -> ContrastPlan:
         counts = np.bincount(table.item_codes, minlength=len(table.items))
@@ -208,14 +209,18 @@ class FormulaDesign(Design):
         codes = np.unique(np.round(model[used], 12), axis=0, return_inverse=True)[1].ravel()
         shuffling = shufflings.whole_item(codes, groups)
         frame = self._frame(contrast, used[:, None], None, table, int((counts == 1).sum()))
-        words = f"Inside each {frame.item}, {contrast.name} varies"
-        return self._finish(contrast, frame, (chosen, model[used]), (groups, shuffling), words)
+        n = groups.max(initial=-1) + 1
+        text = f"{contrast.name} varies inside every {frame.item}: rows are exchanged inside each of the {n} {frame.item}s"
+        told = replace(in_words(shuffling, (n, frame.item), text, residuals=True), kind="within_item")
+        return self._finish(contrast, frame, (chosen, model[used]), (groups, shuffling), told)
 
     def _frame(self, contrast: Contrast, rows: np.ndarray, blocks: Any, table: ItemTable, n_dropped: int = 0) -> Frame:
         item = self.item or "trial"
         return Frame(contrast.name, item, rows, np.zeros((table.n_rows, 0)), blocks, table.n_rows, n_dropped)
 
-    def _finish(self, contrast: Contrast, frame: Frame, data: tuple, exchange: tuple, words: str) -> ContrastPlan:
+    def _finish(
+        self, contrast: Contrast, frame: Frame, data: tuple, exchange: tuple, told: Exchangeability
+    ) -> ContrastPlan:
         (reduce, model), (groups, shuffling) = data, exchange
         fixed = orthonormal(np.eye(groups.max() + 1)[groups]) if len(groups) else np.zeros((0, 0))
         full = np.hstack([model, fixed])
@@ -235,7 +240,6 @@ class FormulaDesign(Design):
             )
         nuisance = orthonormal(part.others, against=fixed)
         hypothesis = Hypothesis(part.tested, nuisance[:, :0], nuisance, groups, df, shuffling)
-        told = describe(shuffling, words, frame, nuisance.shape[1] > 0)
         used = np.unique(reduce.indices)
         return ContrastPlan(
             used, reduce, hypothesis, part.scale, None, None, None, part.rank, full.shape[1], frame.n_dropped, told

@@ -259,15 +259,21 @@ def _scores(inside: Inside, n: int) -> sparse.csr_array:
 
 def describe(shuffling: Shuffling, words: str, frame: Frame, residuals: bool) -> Exchangeability:
     """The exchange in one sentence."""
-    n, item = shuffling.n_items, frame.item
+    n, item = len(frame.rows), frame.item
     blocks = "" if frame.blocks is None else f", inside each of {len(np.unique(frame.blocks))} blocks"
     text = {
         "sign_flip": f"the sign of the difference is flipped in each of the {n} {item}s",
         "within_item": f"these labels are exchanged inside each of the {n} {item}s",
         "whole_item": f"the labels are exchanged between the {n} {item}s as wholes{blocks}",
-    }[shuffling.kind]
+    }
+    return in_words(shuffling, (n, item), f"{words}: {text[shuffling.kind]}", residuals)
+
+
+def in_words(shuffling: Shuffling, units: tuple[int, str], text: str, residuals: bool) -> Exchangeability:
+    """An exchange with its sentence completed: whether residuals are exchanged, and how many shufflings exist."""
+    n, item = units
     kept = ", on the residuals of what is held constant (Freedman-Lane)" if residuals else ""
-    sentence = f"{words}: {text}{kept} ({counted(shuffling.n_possible)} possible shufflings)."
+    sentence = f"{text}{kept} ({counted(shuffling.n_possible)} possible shufflings)."
     return Exchangeability(shuffling.kind, item, n, shuffling.n_possible, sentence)
 
 

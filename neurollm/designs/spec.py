@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, RootModel, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from neurollm.designs.base import Design
 from neurollm.designs.categorical import CategoricalDesign, DiscriminativeDesign
@@ -15,7 +15,7 @@ from neurollm.designs.factorial import FactorialDesign
 from neurollm.designs.formula import FormulaDesign
 from neurollm.errors import InvalidInput
 from neurollm.files import write_text
-from neurollm.validation import one_line, read_yaml, shown, validate
+from neurollm.validation import closest, listed, one_line, read_yaml, shown, validate
 
 ContrastSpec = str | dict[str, float] | list[float] | list[str] | list[list[float]]
 
@@ -66,7 +66,7 @@ class _DesignPart(BaseModel):
 class CategoricalSpec(_DesignPart):
     """Comparison of the levels of one factor."""
 
-    type: Literal["categorical"] = Field(description="Kind of design.")
+    type: Literal["categorical"] = Field(description="Kind of design: categorical, discriminative, factorial or formula.")
     factor: str = Field(description="Column of the stimulus table whose levels are compared.", min_length=1)
 
     def design(self) -> CategoricalDesign:
@@ -110,10 +110,31 @@ class FormulaSpec(_DesignPart):
         return FormulaDesign(self.formula, **self._common())
 
 
-class DesignSpec(RootModel):
-    """A design file."""
+SPECS = {
+    "categorical": CategoricalSpec,
+    "discriminative": DiscriminativeSpec,
+    "factorial": FactorialSpec,
+    "formula": FormulaSpec,
+}
+# For JSON Schema; a file is validated by the model that its type names, so that messages name its fields.
+DesignSpec = Annotated[
+    CategoricalSpec | DiscriminativeSpec | FactorialSpec | FormulaSpec, Field(discriminator="type")
+]
 
-    root: Annotated[CategoricalSpec | DiscriminativeSpec | FactorialSpec | FormulaSpec, Field(discriminator="type")]
+
+def design_spec(fields: Mapping[str, Any], where: str | os.PathLike) -> _DesignPart:
+    """Validate the fields of a design file.
+
+    Raises
+    ------
+    InvalidInput
+        One sentence that names `where` and the field.
+    """
+    kind = fields.get("type")
+    if kind is not None and (not isinstance(kind, str) or kind not in SPECS):
+        hint = closest(str(kind), SPECS) or "."
+        raise InvalidInput(f"{where}: field 'type' is {shown(kind)}{hint} It must be one of {listed(SPECS)}.")
+    return validate(SPECS.get(kind, CategoricalSpec), fields, where)
 
 
 def read_design(path: str | os.PathLike) -> tuple[Design, dict[str, Any]]:
@@ -136,7 +157,7 @@ def read_design(path: str | os.PathLike) -> tuple[Design, dict[str, Any]]:
     InvalidInput
         One sentence that names the file and the field.
     """
-    spec = validate(DesignSpec, read_yaml(path), path).root
+    spec = design_spec(read_yaml(path), path)
     try:
         return spec.design(), dict(spec.contrasts)
     except InvalidInput as error:
@@ -162,5 +183,5 @@ def write_design(
         plain["description"] = description
     if contrasts:
         plain["contrasts"] = dict(contrasts)
-    DesignSpec.model_validate(plain)
+    design_spec(plain, path)
     write_text(path, yaml.safe_dump(plain, sort_keys=False, allow_unicode=True))

@@ -15,7 +15,7 @@ from neurollm.glm.result import ContrastResult, Exchange
 from neurollm.glm.sizes import effect_sizes
 from neurollm.glm.tails import closed_form_p
 from neurollm.progress import Progress
-from neurollm.stats import conditions, permutation_test
+from neurollm.stats import adjust, conditions, gpd_tail, permutation_test
 from neurollm.stats.arrays import combine_rows, is_torch, largest_values
 from neurollm.stats.linear import LinearFit, linear_fit
 from neurollm.stats.ranks import rank_rows
@@ -47,7 +47,8 @@ class FeatureGLM(BaseEstimator):
     min_active_items : int, default=0
         Features active in fewer items of the contrast are not tested. The count does not look at
         labels, so the tests stay valid.
-    transform : {"raw", "log1p", "binary", "rank"}
+    scale : {"raw", "log1p", "binary", "rank"}
+        Transform of the activations (a pipeline's ``transform``; scikit-learn reserves that name for a method).
         "log1p" and "binary" are applied to every trial before averaging, "rank" to the item means
         (`neurollm.stats.ranks`). Declare it before looking.
     stat : {"t", "welch", "hc3"}
@@ -95,7 +96,7 @@ class FeatureGLM(BaseEstimator):
         alternative: str = "two-sided",
         random_state: int = 0,
         min_active_items: int = 0,
-        transform: str = "raw",
+        scale: str = "raw",
         stat: str = "t",
         fdr: str = "bh",
         tail: str = "permutation",
@@ -107,7 +108,7 @@ class FeatureGLM(BaseEstimator):
         self.alternative = alternative
         self.random_state = random_state
         self.min_active_items = min_active_items
-        self.transform = transform
+        self.scale = scale
         self.stat = stat
         self.fdr = fdr
         self.tail = tail
@@ -136,7 +137,7 @@ class FeatureGLM(BaseEstimator):
         self.feature_ = np.arange(X.shape[1]) if features is None else np.asarray(features)
         if len(self.feature_) != X.shape[1]:
             raise DataMismatch(f"fit: {len(self.feature_)} feature ids were given for {X.shape[1]} columns.")
-        self.table_ = self.design_.table(obs, X, self.transform)
+        self.table_ = self.design_.table(obs, X, self.scale)
         self.parameters_ = self.design_.parameters(self.table_.obs)
         self.design_matrix_ = self.design_.design_matrix(obs)
         self.n_features_in_ = X.shape[1]
@@ -185,7 +186,7 @@ class FeatureGLM(BaseEstimator):
     def _rows(self, plan: ContrastPlan) -> tuple[Any, np.ndarray | None]:
         """The rows that are tested, and the largest cell of each feature among those they are made of."""
         data = combine_rows(plan.reduce, self.table_.values)
-        if self.transform != "rank":
+        if self.scale != "rank":
             return data, largest_values(self.table_.values[plan.used])
         shuffling = plan.hypothesis.shuffling
         return rank_rows(data, shuffling.kind, shuffling.rows_per_item), None
@@ -210,8 +211,7 @@ class FeatureGLM(BaseEstimator):
             df=df + blank,
             p=p,
             q=adjust(p, self.fdr),
-            p_fwer=permuted.p_fwer + blank,
-            p_step_down=permuted.p_step_down + blank,
+            **self._family_wise(stat + blank, permuted, alternative),
             conditions=tuple(self.table_.cells[code] for code in np.unique(self.table_.cell_codes[plan.used])),
             **vars(described),
             valid=tested,
@@ -230,7 +230,7 @@ class FeatureGLM(BaseEstimator):
                 random_state=int(self.random_state),
             ),
             alternative=alternative,
-            transform=self.transform,
+            transform=self.scale,
             min_active_items=int(self.min_active_items),
             not_tested=reasons,
             warnings=told,
@@ -263,9 +263,17 @@ class FeatureGLM(BaseEstimator):
             permuted = permutation_test(
                 test.data, plan.hypothesis, norms, on_block=progress.advance, **jobs, **options
             )
-        if self.tail == "gpd":
-            permuted = gpd_tail(permuted)
         return permuted, kind
+
+    def _family_wise(self, stat: np.ndarray, permuted: Any, alternative: str) -> dict[str, np.ndarray]:
+        """Corrected p, by the fitted tail where that was asked for."""
+        found = {"p_fwer": permuted.p_fwer, "p_step_down": permuted.p_step_down}
+        if self.tail == "gpd" and permuted.n_perm:
+            size = {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[alternative]
+            size = np.where(np.isnan(permuted.p_fwer), np.nan, size)
+            fitted = gpd_tail(permuted.null_max, size, exhaustive=permuted.exhaustive)
+            found = {"p_fwer": fitted, "p_step_down": np.minimum(fitted, permuted.p_step_down)}
+        return found
 
     def _warn(self, contrast: Contrast, plan: ContrastPlan, tested: np.ndarray) -> tuple[str, ...]:
         told = []
@@ -340,7 +348,7 @@ class FeatureGLM(BaseEstimator):
                 raise InvalidInput(f"FeatureGLM: {name} must be a whole number of at least 0, found {value!r}.")
         choices = {
             "alternative": ALTERNATIVES,
-            "transform": TRANSFORMS,
+            "scale": TRANSFORMS,
             "stat": STATS,
             "fdr": FDRS,
             "tail": ("permutation", "gpd"),
@@ -348,8 +356,8 @@ class FeatureGLM(BaseEstimator):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InvalidInput(f"FeatureGLM: {name} is {getattr(self, name)!r}; it must be one of {listed(known)}.")
-        if self.stat != "t" and self.transform == "rank":
-            raise InvalidInput(f"FeatureGLM: transform 'rank' goes with stat 't', found {self.stat!r}.")
+        if self.stat != "t" and self.scale == "rank":
+            raise InvalidInput(f"FeatureGLM: scale 'rank' goes with stat 't', found {self.stat!r}.")
 
     def __sklearn_tags__(self) -> Any:
         """What scikit-learn's checks need to know."""

@@ -17,7 +17,8 @@ import numpy as np
 from neurollm.designs import Contrast, Exchangeability
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import atomic_path, slug, write_json
-from neurollm.stats.kernel import above_ties, r_to_t, t_to_r
+from neurollm.stats.kernel import r_to_f, r_to_t, t_to_r
+from neurollm.stats.maxima import above_ties
 from neurollm.validation import listed
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ class ContrastResult:
         # What is tied with this value does not exceed it: the tolerance is the kernel's, on its scale.
         q, df = self.contrast.rank, self.df[self.valid][0]
         if self.stat_kind == "F":
-            return float(r_to_t(above_ties(t_to_r(np.sqrt(value * q), df)), df) ** 2 / q)
+            return float(r_to_f(above_ties(t_to_r(np.sqrt(value * q), df)), df, q))
         return float(r_to_t(above_ties(t_to_r(value, df)), df)) if self.stat_kind == "t" else float(value)
 
     def output(self, output_type: str = "all") -> np.ndarray | dict[str, np.ndarray]:
@@ -257,7 +258,7 @@ class ContrastResult:
                 "set": name,
                 "n_features": len(chosen[name]),
                 "n_tested": bound.n_tested,
-                "n_true": bound.n_true,
+                "n_true": bound.n_discoveries,
                 "proportion": bound.proportion,
             }
             for name, bound in bounds.items()

@@ -26,7 +26,7 @@ def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: s
     -------
     p : ndarray, shape (V,)
     method : str
-        ``"pearson3"`` (label exchange, one tested degree of freedom), ``"beta"`` (several), ``"sign moments"``
+        ``"pearson3"`` (label exchange, one tested degree of freedom), ``"beta"`` (several), ``"signs"``
         (sign flips), or ``"t"`` / ``"F"``: the parametric distribution, where signs are flipped on residuals or labels of
         several factors are exchanged at once.
     """
@@ -38,7 +38,7 @@ def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: s
         blocks = np.repeat(np.arange(shuffling.n_items), hypothesis.n_rows // shuffling.n_items)
     one_row = hypothesis.n_rows == shuffling.n_items or shuffling.kind == "within_item"
     if shuffling.kind == "sign_flip" and not hypothesis.nuisance.shape[1]:
-        return flips.sign_flip_p(Y, fit.rho, alternative), "sign moments"
+        return flips.sign_flip_p(Y, fit.rho, alternative), "signs"
     if shuffling.kind != "sign_flip" and simple and one_row:
         if hypothesis.rank == 1:
             return _pearson3(Y, hypothesis, fit, (blocks, alternative, floor)), "pearson3"

@@ -5,15 +5,17 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from neurollm.errors import InvalidInput
 from neurollm.pipelines.contexts import read_corpora
 from neurollm.pipelines.study import Study
 
 if TYPE_CHECKING:
-    from neurollm.designs import Contrast, Exchangeability
+    from neurollm.designs import Contrast, ContrastPlan
 
-POWER = 0.8
-LARGEST_EFFECT = 50.0
+MOST_CELLS = 12
+"""Cells that are listed; of more, only the number is told."""
 
 
 def check_pipeline(path: str | os.PathLike) -> str:
@@ -43,19 +45,41 @@ def check_pipeline(path: str | os.PathLike) -> str:
     _check_tokens(study)
     if study.pipeline.analyses.contexts is not None:
         read_corpora(study)
-    cells = obs.groupby(study.design.factor, observed=True).size()
-    lines = [
-        f"study {study.pipeline.name}: {len(obs)} stimuli, {obs[study.design.item].nunique()} items "
-        f"({', '.join(f'{level} {count}' for level, count in cells.items())})",
-    ]
-    for name, (contrast, exchange) in plans.items():
-        weights = zip(contrast.levels, contrast.weights, strict=True)
+    n_items = len(set(study.design.item_labels(obs)))
+    lines = [f"study {study.pipeline.name}: {len(obs)} stimuli, {n_items} {study.design.item or 'trial'}s ({_cells(study)})"]
+    for name, plan in plans.items():
+        contrast = study.contrasts[name]
         lines += [
-            f"contrast {name}: {contrast.expression} (weights: {', '.join(f'{level} {w:+g}' for level, w in weights)})",
-            f"  {exchange.sentence}",
-            f"  {_sensitivity(study, contrast, exchange)}",
+            f"contrast {name}: {contrast.expression} ({_weights(contrast)})",
+            f"  {plan.exchangeability.sentence}",
+            f"  {_rank(plan)}",
+            f"  {_sensitivity(study, contrast, plan)}",
         ]
     return "\n".join([*lines, "", str(study.stimuli.audit())])
+
+
+def _cells(study: Study) -> str:
+    names, codes = study.design.cells(study.obs)
+    if len(names) > MOST_CELLS:
+        return f"{len(names)} combinations of {', '.join(study.design.variables)}"
+    return ", ".join(f"{name} {count}" for name, count in zip(names, np.bincount(codes, minlength=len(names)), strict=True))
+
+
+def _weights(contrast: Contrast) -> str:
+    if contrast.rank > 1:
+        return f"F contrast with {contrast.rank} degrees of freedom"
+    weights = [(name, w) for name, w in zip(contrast.parameters, contrast.weights[0], strict=True) if w]
+    if len(weights) > MOST_CELLS:
+        return f"weights of {len(weights)} parameters"
+    return f"weights: {', '.join(f'{name} {weight:+.3g}' for name, weight in weights)}"
+
+
+def _rank(plan: ContrastPlan) -> str:
+    """A plan exists only for what can be estimated, so this is said and not asked."""
+    redundant = plan.n_columns - plan.model_rank
+    told = f"estimable; the model has rank {plan.model_rank} and {plan.hypothesis.df} residual degrees of freedom"
+    dropped = f"; {plan.n_dropped} {plan.exchangeability.unit}s that miss a cell are left out" if plan.n_dropped else ""
+    return told + (f" ({redundant} of its {plan.n_columns} columns redundant)" if redundant > 0 else "") + dropped
 
 
 def _check_tokens(study: Study) -> None:
@@ -69,26 +93,23 @@ def _check_tokens(study: Study) -> None:
         )
 
 
-def _sensitivity(study: Study, contrast: Contrast, exchange: Exchangeability) -> str:
+def _sensitivity(study: Study, contrast: Contrast, plan: ContrastPlan) -> str:
     """The smallest standardised difference found with 80 % power, were all features tested at a Bonferroni threshold.
 
     The max-statistic threshold of the run itself is lower when features are correlated.
-    For comparisons between items, equally many on both sides are assumed.
     """
-    from scipy import optimize, stats
+    from neurollm.reporting.sensitivity import LARGEST, POWER, bonferroni, detectable
 
-    n_features, glm = study.dictionary.n_features, study.pipeline.analyses.glm
-    between = exchange.kind == "whole_item"
-    df = exchange.n_units - (sum(weight != 0 for weight in contrast.weights) if between else 1)
-    scale = exchange.n_units**0.5 / (2 if between else 1)
-    sides = 2 if glm.alternative == "two-sided" else 1
-    critical = stats.t.isf(glm.alpha / (sides * n_features), df)
-
-    def missing(g: float) -> float:
-        return stats.nct.sf(critical, df, g * scale) - POWER
-
-    among = f"among {n_features:,} features at p_FWER ≤ {glm.alpha:g} (Bonferroni, {exchange.n_units} items)"
-    if not missing(LARGEST_EFFECT) > 0:
-        return f"no effect up to {LARGEST_EFFECT:g} standard deviations would be found with {POWER:.0%} power {among}"
-    detectable = optimize.brentq(missing, 1e-3, LARGEST_EFFECT)
-    return f"smallest effect found with {POWER:.0%} power {among}: {'g' if between else 'g_z'} = {detectable:.2f}"
+    if contrast.rank > 1:
+        return "smallest detectable effect: given for t contrasts only"
+    n_features, glm, exchange = study.dictionary.n_features, study.pipeline.analyses.glm, plan.exchangeability
+    scores = plan.scores is not None  # the standardised size is that of the items' scores, see `neurollm.glm`
+    df, unit = (exchange.n_units - 1, exchange.n_units**-0.5) if scores else (plan.hypothesis.df, plan.scale)
+    among = (
+        f"among {n_features:,} features at p_FWER ≤ {glm.alpha:g} (Bonferroni, {exchange.n_units} {exchange.unit}s)"
+    )
+    size = detectable(bonferroni(glm.alpha, n_features, df, glm.alternative), df, unit, glm.alternative)
+    if not size < LARGEST:
+        return f"no effect up to {LARGEST:g} standard deviations would be found with {POWER:.0%} power {among}"
+    symbol = "g" if exchange.kind == "whole_item" else "g_z"
+    return f"smallest effect found with {POWER:.0%} power {among}: {symbol} = {size:.2f}"

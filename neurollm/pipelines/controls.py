@@ -10,7 +10,7 @@ from scipy import sparse
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from neurollm.designs import CategoricalDesign
+    from neurollm.designs import Design
     from neurollm.dictionaries import Dictionary
     from neurollm.glm import ContrastResult
     from neurollm.models import LanguageModel
@@ -27,9 +27,9 @@ _NOTES = {
 def control_rows(study: Study) -> dict[str, list[dict[str, Any]]]:
     """One row per representation for each contrast, the study's own first.
 
-    Two numbers per row: how many columns pass the family-wise threshold in the same
-    test, and how well the two sides of the contrast can be told apart on held-out items
-    (cross-validated AUROC). The second is comparable between representations of any width.
+    Two numbers per row: how many columns are significant in the same test, and how well the two sides of the contrast
+    can be told apart on held-out items (cross-validated AUROC). The second is comparable between representations of
+    any width; it is given for t contrasts of conditions only, else ``reason`` says why not.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def control_rows(study: Study) -> dict[str, list[dict[str, Any]]]:
             continue  # the study itself is this control
         trials = study.masked(*_representation(study, control))
         transform, note = study.pipeline.features.transform, _NOTES[control]
-        if transform != "raw" and trials.X.min() < 0:
+        if transform in ("log1p", "binary") and trials.X.min() < 0:
             transform, note = "raw", f"{note}; without the transform {transform}, because its values are signed"
         for name, result in study.tested(trials, transform).items():
             rows[name].append(_row(study, trials, result, control, "control", note))
@@ -71,37 +71,46 @@ def _representation(study: Study, control: str) -> tuple[LanguageModel, Dictiona
 def _row(
     study: Study, trials: AnnData, result: ContrastResult, representation: str, kind: str, note: str
 ) -> dict[str, Any]:
-    from neurollm.decoding import separability
+    from neurollm.plotting.sides import decisive_p
 
-    values, sides, items = _compared(trials, result, study.design)
-    score = separability(values, sides, items, random_state=study.pipeline.seed)
-    tested = result.p_fwer[result.valid]
+    tested = decisive_p(result)[0][result.valid]
     return {
         "representation": representation,
         "kind": kind,
         "n_features": int(trials.n_vars),
         "n_tests": int(result.n_tests),
         "n_significant": int((tested <= study.pipeline.analyses.glm.alpha).sum()),
-        "min_p_fwer": float(tested.min()) if len(tested) else None,
-        "auroc": score.auroc,
-        "ci_low": score.ci_low,
-        "ci_high": score.ci_high,
+        "min_p": float(tested.min()) if len(tested) else None,
+        **_separability(study, trials, result),
         "note": note,
     }
 
 
+def _separability(study: Study, trials: AnnData, result: ContrastResult) -> dict[str, Any]:
+    from neurollm.decoding import separability
+    from neurollm.plotting.sides import compares_cells
+
+    if result.is_f or not compares_cells(result):
+        why = "an F contrast has no two sides" if result.is_f else "a coefficient of a formula has no two sides"
+        return {"auroc": None, "ci_low": None, "ci_high": None, "reason": why}
+    score = separability(*_compared(trials, result, study.design), random_state=study.pipeline.seed)
+    return {"auroc": score.auroc, "ci_low": score.ci_low, "ci_high": score.ci_high}
+
+
 def _compared(
-    trials: AnnData, result: ContrastResult, design: CategoricalDesign
+    trials: AnnData, result: ContrastResult, design: Design
 ) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
     """Transformed values, side of the contrast and item of the trials that entered the test."""
     from neurollm.stats.transforms import TRANSFORMS
 
-    weight = dict(zip(result.levels, result.weights, strict=True))
-    sides = np.sign(trials.obs[design.factor].astype(str).map(weight).to_numpy(dtype=float))
-    items = trials.obs[design.item].astype(str).to_numpy()
-    used = sides != 0
-    if result.shuffling_kind != "whole_item":  # items that miss a side were left out of the test
-        used &= np.isin(items, np.intersect1d(items[sides > 0], items[sides < 0]))
+    table = design.table(trials.obs)
+    rows = design.plan(table, result.contrast).used  # items that miss a side were left out of the test
+    entered = set(zip(table.item_codes[rows], table.cell_codes[rows], strict=True))
+    cells = design.cells(trials.obs)[1]
+    items = design.item_labels(trials.obs)
+    sides = np.sign(result.contrast.matrix[0][cells])
+    codes = np.searchsorted(table.items, items)
+    used = (sides != 0) & np.array([pair in entered for pair in zip(codes, cells, strict=True)])
     values = sparse.csr_matrix(trials.X[used])
     transform = TRANSFORMS[result.transform]
     if transform is not None:  # all transforms keep zero at zero

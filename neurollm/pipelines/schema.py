@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from neurollm.validation import read_yaml, validate
 
+FEWEST_PERMUTATIONS = 19
+
 Control = Literal["raw_units", "token_embeddings", "random_network", "random_directions"]
 
 
@@ -69,7 +71,9 @@ class FeaturesPart(_Part):
 
     tokens: str = Field("content", description="Token window: content, last, target, left:n, centre:n or all.")
     pool: Literal["mean", "max", "sum", "last"] = Field("mean", description="How the tokens of a window are pooled.")
-    transform: Literal["raw", "log1p", "binary"] = Field("raw", description="Applied to the pooled values.")
+    transform: Literal["raw", "log1p", "binary", "rank"] = Field(
+        "raw", description="log1p and binary: of the pooled values; rank: of the item means, for rank tests."
+    )
     min_active_items: int = Field(0, ge=0, description="Features active in fewer items are not tested (label-blind).")
 
     @field_validator("tokens")
@@ -83,9 +87,37 @@ class FeaturesPart(_Part):
 class GLMPart(_Part):
     """Mass-univariate contrasts with permutation inference."""
 
-    n_perm: int = Field(10_000, ge=19, description="Permutations; all are enumerated when there are fewer.")
-    alternative: Literal["two-sided", "greater", "less"] = Field("two-sided", description="Direction of the test.")
-    alpha: float = Field(0.05, gt=0, lt=1, description="Family-wise error rate.")
+    n_perm: int = Field(
+        10_000,
+        ge=0,
+        description="Permutations, at least 19; all are enumerated when there are fewer. 0: only p and q, in closed form.",
+    )
+    alternative: Literal["two-sided", "greater", "less"] = Field(
+        "two-sided", description="Direction of the test (F contrasts have none)."
+    )
+    alpha: float = Field(
+        0.05, gt=0, lt=1, description="Family-wise error rate; without permutations the false discovery rate."
+    )
+    stat: Literal["t", "welch", "hc3"] = Field(
+        "t", description="Standard error: pooled, or separate for every group of items (Welch, HC3)."
+    )
+    fdr: Literal["bh", "by", "bky"] = Field(
+        "bh", description="False discovery rate of q: Benjamini-Hochberg, Benjamini-Yekutieli, or adaptive (BKY)."
+    )
+    tail: Literal["permutation", "gpd"] = Field(
+        "permutation", description="gpd: family-wise p below 1/n_perm from a generalised Pareto tail."
+    )
+
+    @model_validator(mode="after")
+    def _enough_permutations(self) -> GLMPart:
+        if 0 < self.n_perm < FEWEST_PERMUTATIONS:
+            raise ValueError(
+                f"n_perm is {self.n_perm}; give at least {FEWEST_PERMUTATIONS}, which allow p = .05, "
+                "or 0 for closed-form p only"
+            )
+        if self.tail == "gpd" and not self.n_perm:
+            raise ValueError("tail gpd needs permutations to be fitted to, but n_perm is 0")
+        return self
 
 
 class ContextsPart(_Part):
@@ -146,9 +178,12 @@ class Pipeline(_Part):
         return value
 
     @model_validator(mode="after")
-    def _site_when_needed(self) -> Pipeline:
+    def _fits_together(self) -> Pipeline:
         if self.dictionary.kind is not None and self.model.site is None:
             raise ValueError(f"model.site is missing: dictionary kind {self.dictionary.kind} has no site of its own")
+        stat = self.analyses.glm.stat
+        if self.features.transform == "rank" and stat != "t":
+            raise ValueError(f"features.transform rank goes with analyses.glm.stat t, found {stat}")
         return self
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from anndata import AnnData
 
-    from neurollm.designs import CategoricalDesign, Contrast, Exchangeability
+    from neurollm.designs import Contrast, ContrastPlan, Design
     from neurollm.dictionaries import Dictionary
     from neurollm.glm import ContrastResult
     from neurollm.models import LanguageModel
@@ -66,19 +66,20 @@ class Study:
         return StimulusSet.read_tsv(self.project.path(self.pipeline.stimuli))
 
     @cached_property
-    def _design_file(self) -> tuple[CategoricalDesign, dict[str, Any]]:
+    def _design_file(self) -> tuple[Design, dict[str, Any]]:
         from neurollm.designs import read_design
 
         return read_design(self.project.path(self.pipeline.design))
 
     @property
-    def design(self) -> CategoricalDesign:
+    def design(self) -> Design:
         return self._design_file[0]
 
-    @property
-    def contrasts(self) -> dict[str, Any]:
-        """Contrast expressions by name."""
-        return self._design_file[1]
+    @cached_property
+    def contrasts(self) -> dict[str, Contrast]:
+        """The questions by name: those of the design file, else the design's own effects."""
+        asked = self._design_file[1] or self.design.effects(self.obs)
+        return {name: self.design.contrast(spec, self.obs, name) for name, spec in asked.items()}
 
     @cached_property
     def model(self) -> LanguageModel:
@@ -171,16 +172,10 @@ class Study:
         save_trials(self.masked(self.model, self.dictionary), file)
         return [file]
 
-    def plans(self) -> dict[str, tuple[Contrast, Exchangeability]]:
-        """Every contrast with what is exchanged for it, from the stimuli alone."""
-        from neurollm.designs import Contrast
-
-        levels = self.design.levels(self.obs)
-        plans = {}
-        for name, expression in self.contrasts.items():
-            contrast = Contrast.parse(expression, levels, name)
-            plans[name] = (contrast, self.design.exchangeability(self.obs, contrast))
-        return plans
+    def plans(self) -> dict[str, ContrastPlan]:
+        """How every contrast is tested, from the stimuli alone."""
+        table = self.design.table(self.obs)
+        return {name: self.design.plan(table, contrast) for name, contrast in self.contrasts.items()}
 
     @cached_property
     def obs(self) -> pd.DataFrame:
@@ -218,7 +213,7 @@ class Study:
         """What the contrasts depend on, beside the trials."""
         return {
             "design": self.design.to_dict(),
-            "contrasts": self.contrasts,
+            "contrasts": {name: contrast.to_dict() for name, contrast in self.contrasts.items()},
             "glm": self.pipeline.analyses.glm.model_dump(),
             "transform": self.pipeline.features.transform,
             "min_active_items": self.pipeline.features.min_active_items,
@@ -237,9 +232,12 @@ class Study:
             random_state=self.pipeline.seed,
             min_active_items=self.pipeline.features.min_active_items,
             transform=transform,
+            stat=part.stat,
+            fdr=part.fdr,
+            tail=part.tail,
             verbose=self.verbose,
         ).fit(trials)
-        return {name: glm.compute_contrast(expression, name=name) for name, expression in self.contrasts.items()}
+        return glm.compute_contrasts(self.contrasts)
 
     def write_glm(self) -> list[Path]:
         """Test the contrasts and save them with the design."""
@@ -252,26 +250,36 @@ class Study:
         return files
 
     def _design_record(self) -> dict[str, Any]:
-        import pandas as pd
-
         obs = self.trials.obs
         matrix = self.design.design_matrix(obs)
-        cells = pd.crosstab(obs[self.design.factor].astype(str), obs["template"].astype(str))
         return self.design.to_dict() | {
-            "levels": list(self.design.levels(obs)),
+            "variables": self._variables(obs),
             "matrix": {
                 "columns": list(matrix.columns),
                 "index": list(matrix.index),
                 "rows": matrix.to_numpy(dtype=float).tolist(),
             },
-            "cells": [
-                {"level": level, "template": template, "n": int(cells.loc[level, template])}
-                for level in cells.index
-                for template in cells.columns
-            ],
-            "n_items": int(obs[self.design.item].nunique()),
-            "contrasts": self.contrasts,
+            "cells": self._cells(obs),
+            "n_items": len(set(self.design.item_labels(obs))),
+            "contrasts": {name: contrast.expression for name, contrast in self.contrasts.items()},
         }
+
+    def _variables(self, obs: pd.DataFrame) -> dict[str, list[str]]:
+        """Levels of what is compared; none for the variables of a formula, which may be numbers."""
+        levels = self.design.levels(obs) if hasattr(self.design, "levels") else {}
+        return {name: list(levels.get(name, ())) for name in self.design.variables}
+
+    def _cells(self, obs: pd.DataFrame) -> list[dict[str, Any]]:
+        """Number of stimuli in every cell, by wording."""
+        import pandas as pd
+
+        names, codes = self.design.cells(obs)
+        counts = pd.crosstab(codes, obs["template"].astype(str))
+        return [
+            {"level": names[code], "template": template, "n": int(counts.loc[code, template])}
+            for code in counts.index
+            for template in counts.columns
+        ]
 
     @cached_property
     def results(self) -> dict[str, ContrastResult]:

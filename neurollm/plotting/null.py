@@ -29,14 +29,14 @@ def plot_null_max(result: ContrastResult, alpha: float = 0.05, ax: Axes | None =
     matplotlib.axes.Axes
     """
     ax = new_axes(4.6, 3.5) if ax is None else ax
-    two_sided = result.alternative == "two-sided"
-    ax.set_xlabel("largest |t| over features" if two_sided else "largest t over features")
+    statistic = "F" if result.is_f else "|t|" if result.alternative == "two-sided" else "t"
+    ax.set_xlabel(f"largest {statistic} over features")
     ax.set_ylabel("shufflings")
     null = np.asarray(result.null_max, float)
     null = null[np.isfinite(null)]
     observed = observed_max(result)
     if null.size == 0 or not np.isfinite(observed):
-        note(ax, "no null distribution was saved")
+        note(ax, "nothing was permuted")
         return finish(ax)
     critical = float(result.critical_value(alpha))
     counts, _, _ = ax.hist(null, bins=min(45, max(8, int(np.sqrt(null.size)))), color=CLOUD, alpha=0.75)
@@ -59,7 +59,7 @@ def observed_max(result: ContrastResult) -> float:
     stat = stat[np.isfinite(stat)]
     if stat.size == 0:
         return float("nan")
-    if result.alternative == "two-sided":
+    if result.alternative == "two-sided":  # always so for F
         return float(np.abs(stat).max())
     return float(stat.max() if result.alternative == "greater" else (-stat).max())
 

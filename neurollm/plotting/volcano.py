@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from neurollm.plotting.canvas import CLOUD, INK, MUTED, NEGATIVE, POSITIVE, RULE, SMALL, finish, literal, new_axes, note
-from neurollm.plotting.sides import contrast_sides
+from neurollm.plotting.sides import contrast_sides, decisive_p, has_sides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 
 MAX_LABELS = 12
 MAX_VECTOR_POINTS = 400
+SMALLEST = 1e-300
+_SIZES = {
+    "hedges_g_z": "Hedges’ g of paired differences",
+    "hedges_g": "Hedges’ g",
+    "partial_eta2": "partial η²",
+}
 
 
 def plot_volcano(
@@ -23,19 +29,21 @@ def plot_volcano(
     alpha: float = 0.05,
     ax: Axes | None = None,
     *,
-    y: Literal["p_value", "p_fwer"] = "p_value",
+    y: Literal["p", "q", "p_fwer"] = "p",
 ) -> Axes:
     """Draw effect size against −log10 p; features with p_FWER ≤ `alpha` are coloured and labelled.
+
+    Where nothing was permuted, q takes the place of p_FWER.
 
     Parameters
     ----------
     result : ContrastResult
     alpha : float, default=0.05
-        Family-wise level that decides the colours.
+        Level that decides the colours.
     ax : matplotlib Axes, optional
         Drawn on a new figure when None.
-    y : {"p_value", "p_fwer"}, default="p_value"
-        Which p the height shows. Colours always show p_FWER.
+    y : {"p", "q", "p_fwer"}, default="p"
+        Which p the height shows.
 
     Returns
     -------
@@ -43,16 +51,15 @@ def plot_volcano(
     """
     ax = new_axes(4.6, 3.5) if ax is None else ax
     size, p = np.asarray(result.effect_size, float), np.asarray(getattr(result, y), float)
-    drawn = np.isfinite(size) & np.isfinite(p) & (p > 0)
-    kind = "Hedges’ g of paired differences" if result.effect_size_kind == "hedges_g_z" else "Hedges’ g"
-    ax.set_xlabel(f"effect size ({kind})")
-    ax.set_ylabel("−log₁₀ p (uncorrected)" if y == "p_value" else "−log₁₀ p FWER")
+    drawn = np.isfinite(size) & np.isfinite(p)
+    ax.set_xlabel(f"effect size ({_SIZES[result.effect_size_kind]})")
+    ax.set_ylabel({"p": "−log₁₀ p (uncorrected)", "q": "−log₁₀ q", "p_fwer": "−log₁₀ p FWER"}[y])
     if not drawn.any():
         note(ax, "no feature could be tested")
         return finish(ax)
     height = np.full(size.shape, np.nan)
-    height[drawn] = -np.log10(p[drawn])
-    significant = drawn & (np.nan_to_num(np.asarray(result.p_fwer, float), nan=1.0) <= alpha)
+    height[drawn] = -np.log10(np.maximum(p[drawn], SMALLEST))
+    significant = drawn & (np.nan_to_num(decisive_p(result)[0], nan=1.0) <= alpha)
     cloud = drawn & ~significant
     ax.axvline(0, color=RULE, linewidth=0.7, zorder=0)
     ax.scatter(size[cloud], height[cloud], s=9, color=CLOUD, alpha=0.55, linewidths=0, rasterized=True)
@@ -71,12 +78,14 @@ def plot_volcano(
 
 
 def _frame(ax: Axes, result: ContrastResult, size: np.ndarray, height: np.ndarray) -> None:
-    """Symmetric limits, and which direction is which condition."""
+    """Symmetric limits, and which direction is which condition (an F contrast has no direction)."""
     reach = max(1.12 * float(np.abs(size).max()), 0.2)
     top = max(float(height.max()), 1.0)
-    ax.set_xlim(-reach, reach)
+    ax.set_xlim(-0.02 * reach if result.is_f else -reach, reach)
     ax.set_ylim(-0.03 * top, 1.18 * top)
-    positive, negative = contrast_sides(result)
+    if not has_sides(result):
+        return
+    positive, negative = contrast_sides(result.contrast)
     for x, where, text, color in (
         (1.0, "right", f"more to {literal(positive, 20)} →", POSITIVE),
         (0.0, "left", f"← more to {literal(negative, 20)}", NEGATIVE),

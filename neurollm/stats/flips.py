@@ -1,10 +1,10 @@
 """Tails of sign-flip distributions without drawing signs: exact for few nonzeros, else by saddlepoint.
 
 For differences d with equally likely signs, ``z = Σ s_i d_i / ν`` with ν² = Σ d² has mean 0 and variance 1; it is
-√n times the correlation with a row of signs ``±1/√n``. Its cumulant generating function is known for every
-column, ``K(θ) = Σ log cosh(θ a_i)`` with a = |d|/ν, and the tail is (Lugannani & Rice 1980; Robinson 1982)
+√n times r, the product of d/ν with a row of signs ``±1/√n``. Its cumulant generating function is known for every
+column, ``K(θ) = Σ log cosh(θ a_i)`` with a = |d|/ν, and the tail is (Barndorff-Nielsen 1986; Robinson 1982)
 
-    P(Z ≥ z) ≈ Φ(−w) + φ(w)(1/u − 1/w),    K'(θ) = z,    w = √(2(θz − K(θ))),    u = θ√K''(θ)
+    P(Z ≥ z) ≈ Φ(−w − log(u/w)/w),    K'(θ) = z,    w = √(2(θz − K(θ))),    u = θ√K''(θ)
 
 If all differences of a column are multiples of the smallest, δ (two-valued activations), z moves in steps of 2δ
 and Daniels' (1987) correction is used: z − δ in place of z, and sinh(θδ)/δ in place of θ in u. No distribution
@@ -30,36 +30,36 @@ _TIES = 1e-6  # relative difference up to which two sums are called equal, as in
 _MULTIPLES = 1e-6  # how far a ratio of differences may be from a whole number
 
 
-def sign_flip_p(Y: Any, z: np.ndarray, alternative: Alternative = "two-sided") -> np.ndarray:
-    """P value of ``z = Σ s_i d_i / ν`` over all signs, for every column.
+def sign_flip_p(Y: Any, r: np.ndarray, alternative: Alternative = "two-sided") -> np.ndarray:
+    """P value of ``r = Σ s_i d_i / (√n ν)`` over all signs, for every column.
 
     Parameters
     ----------
     Y : ndarray, memory map, scipy.sparse or torch.Tensor, shape (n, V)
         Differences d.
-    z : ndarray, shape (V,)
-        The observed statistic of each column.
+    r : ndarray, shape (V,)
+        The observed statistic of each column, as from the permutation kernel: between −1 and 1.
     alternative : {"two-sided", "greater", "less"}
 
     Returns
     -------
     ndarray, shape (V,)
         Exact for columns with at most 14 nonzeros. Never below 1/2^nonzeros (two-sided: twice that).
-        NaN for a column of zeros and where z or a difference is not finite.
+        NaN for a column of zeros and where r or a difference is not finite.
 
     Raises
     ------
     InvalidInput
-        There is not one z per column.
+        There is not one r per column.
 
     Examples
     --------
-    >>> sign_flip_p(np.array([[1.0], [2.0], [4.0]]), np.array([7 / np.sqrt(21)])).tolist()
+    >>> sign_flip_p(np.array([[1.0], [2.0], [4.0]]), np.array([7 / np.sqrt(3 * 21)])).tolist()
     [0.25]
     """
-    z = np.asarray(z, float)
+    z = np.asarray(r, float) * np.sqrt(Y.shape[0])
     if z.shape != (Y.shape[1],):
-        raise InvalidInput(f"z has shape {z.shape}; expected one statistic for each of the {Y.shape[1]} columns.")
+        raise InvalidInput(f"r has shape {z.shape}; expected one statistic for each of the {Y.shape[1]} columns.")
     extreme = {"two-sided": np.abs(z), "greater": z, "less": -z}[alternative]
     p = np.full(z.shape, np.nan)
     for columns, block in _nonzeros(Y):
@@ -114,7 +114,7 @@ def _enumerated(a: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 
 def _saddlepoint(a: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Lugannani & Rice's tail of Σ s a; a may be padded with zeros."""
+    """Barndorff-Nielsen's tail of Σ s a; a may be padded with zeros."""
     step = _lattice(a)
     least = 0.5**counts
     target = np.abs(np.where(z > 0, z - step, z + step))  # of the reflected variable where z is negative
@@ -126,10 +126,9 @@ def _saddlepoint(a: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray
     w = np.sqrt(2 * np.maximum(theta * target - cumulant, 0))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         slope = np.where(step > 0, np.sinh(theta * step) / step, theta)
-        correction = 1 / (slope * np.sqrt(curvature)) - 1 / w
-    # Both terms are infinite at z = 0, where their difference vanishes.
-    correction = np.where((w > 1e-4) & np.isfinite(correction), correction, 0)
-    tail = special.ndtr(-w) + np.exp(-(w**2) / 2) / np.sqrt(2 * np.pi) * correction
+        shift = np.log(slope * np.sqrt(curvature) / w) / w
+    # The shift vanishes at z = 0, where it is 0/0.
+    tail = special.ndtr(-w - np.where((w > 1e-4) & np.isfinite(shift), shift, 0))
     tail = np.clip(np.where(inside, tail, 0), least, 1)
     return np.where(z - step >= 0, tail, 1 - tail)
 

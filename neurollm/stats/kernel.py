@@ -56,7 +56,7 @@ def permutation_test(
     random_state: int = 0,
     n_jobs: int = 1,
     count: bool = False,
-    block: tuple[int, int] = (512, 2048),
+    block: tuple[int, int] = (256, 2048),
     on_block: Callable[[int], None] | None = None,
 ) -> PermutationResult:
     """Test every column of `Y` and correct for the number of columns by the largest statistic.

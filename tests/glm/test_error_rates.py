@@ -30,7 +30,7 @@ def rejections(make, item_column="item", **options):
         warnings.simplefilter("ignore")
         for seed in range(N_DATA):
             X, obs = make(seed)
-            model = FeatureGLM(CategoricalDesign("g", item_column), n_perm=N_PERM, random_state=seed, **options)
+            model = FeatureGLM(CategoricalDesign("g", item=item_column), n_perm=N_PERM, random_state=seed, **options)
             result = model.fit(X, obs).compute_contrast("a - b" if obs["g"].nunique() == 2 else "a - 0.5*b - 0.5*c")
             found += bool(np.nanmin(result.p_fwer) <= 0.05)
     return found / N_DATA
@@ -60,7 +60,7 @@ def test_three_paired_levels_keep_the_level():
 
 
 def test_label_blind_filter_and_transform_keep_the_level():
-    assert LOW <= rejections(between, transform="log1p", min_active_items=8) <= HIGH
+    assert LOW <= rejections(between, scale="log1p", min_active_items=8) <= HIGH
 
 
 def test_trials_as_units_would_be_liberal():

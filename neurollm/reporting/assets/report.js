@@ -29,7 +29,7 @@
   };
 
   const setUpTable = (box) => {
-    const { columns, rows } = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
+    const { columns, titles, rows } = JSON.parse(box.querySelector('script[type="application/json"]').textContent);
     const table = box.querySelector("table");
     const entries = [...table.tBodies].map((body, i) => ({
       body,
@@ -82,7 +82,7 @@
     box.querySelector("[data-table]").addEventListener("click", (event) => {
       const visible = entries.filter((entry) => !entry.body.hidden);
       const lines = visible.map((entry) => columns.map((name) => entry.values[name] ?? "").join("\t"));
-      copy([columns.join("\t"), ...lines].join("\n"), event.currentTarget);
+      copy([titles.join("\t"), ...lines].join("\n"), event.currentTarget);
     });
     box.querySelector(".tools").hidden = false;
     box.classList.add("live");
