@@ -231,7 +231,7 @@ class Study:
             alternative=part.alternative,
             random_state=self.pipeline.seed,
             min_active_items=self.pipeline.features.min_active_items,
-            transform=transform,
+            scale=transform,
             stat=part.stat,
             fdr=part.fdr,
             tail=part.tail,

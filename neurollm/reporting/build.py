@@ -14,15 +14,29 @@ from neurollm.errors import InvalidInput
 from neurollm.files import write_text
 from neurollm.reporting import formatting
 from neurollm.reporting.contexts import fit, shown_contexts
-from neurollm.reporting.features import feature_row, table_data
-from neurollm.reporting.methods import REFERENCES, dictionary_facts, methods_paragraph
-from neurollm.reporting.sentences import control_verdict, method_phrase, representation_name, tally, verdict
+from neurollm.plotting.sides import compares_cells, decisive_p, has_sides
+from neurollm.reporting.features import condition_groups, feature_row, table_data
+from neurollm.reporting.methods import dictionary_facts, methods_paragraph, references
+from neurollm.reporting.sensitivity import sensitivity
+from neurollm.reporting.sentences import (
+    FDR_NAMES,
+    P_METHODS,
+    control_verdict,
+    method_phrase,
+    representation_name,
+    tally,
+    verdict,
+)
 from neurollm.reporting.study import Study, read_study
 
 if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
 
 HERE = Path(__file__).parent
+MOST_CELLS = 40
+"""Rows of the table of cells; a formula may have many more."""
+MOST_PARAMETERS = 12
+"""Weights of a contrast that are written out."""
 FILTERS = "count decimal duration exact measure p_number percent plural proportion significant statistics"
 
 
@@ -62,6 +76,7 @@ def render(study: Study, top: int) -> str:
     """The report as HTML text."""
     style, script = _asset("report.css"), _asset("report.js")
     chosen = {name: result.strongest(top) for name, result in study.results.items()}
+    methods = methods_paragraph(study)
     room = fit([saved for name, indices in chosen.items() for saved in _saved_contexts(study, name, indices)])
     contrasts = [
         _contrast(study, number, name, chosen[name], room)
@@ -74,8 +89,8 @@ def render(study: Study, top: int) -> str:
         alpha=study.alpha,
         contrasts=contrasts,
         warnings=_warnings(study),
-        methods=methods_paragraph(study),
-        references=REFERENCES,
+        methods=methods,
+        references=references(methods),
         cells=_cells(study.design.get("cells") or []),
         design_figure=_design_figure(study.design.get("matrix") or {}),
         shufflings=_shufflings(study),
@@ -114,33 +129,78 @@ def _saved_contexts(study: Study, name: str, indices: Any) -> list[list[dict[str
 
 def _contrast(study: Study, number: int, name: str, indices: Any, room: tuple[int, int]) -> dict[str, Any]:
     """Everything the page shows about one contrast."""
-    from neurollm.plotting import contrast_sides
-
     result, alpha = study.results[name], study.alpha
     controls = [row | {"representation": representation_name(row)} for row in study.controls.get(name) or []]
     controls.sort(key=lambda row: row.get("kind") != "study")
+    groups = condition_groups(result)
     rows = [
-        feature_row(result, i, alpha, shown_contexts(saved, *room))
+        feature_row(result, i, alpha, groups, shown_contexts(saved, *room))
         for i, saved in zip(indices, _saved_contexts(study, name, indices), strict=True)
     ]
-    positive, negative = contrast_sides(result)
     return {
         "number": number,
         "name": name,
         "result": result,
-        "positive": positive,
-        "negative": negative,
+        "groups": groups,
+        "weights": _weights(result),
+        "symbol": decisive_p(result)[1],
+        "fdr": FDR_NAMES[result.fdr],
+        "about": _about(result),
         "verdict": verdict(result, alpha),
         "control_verdict": control_verdict(controls),
+        "sensitivity": sensitivity(result, alpha),
         "tally": tally(result, alpha),
         "untested": _untested(result),
         "critical": result.critical_value(alpha),
         "controls": controls,
+        "control_reason": next((row["reason"] for row in controls if row.get("reason")), ""),
         "rows": rows,
-        "data": table_data(rows),
+        "data": table_data(rows, groups, "eta2" if result.is_f else "g"),
         "has_contexts": any(row.contexts for row in rows),
         "figures": _figures(result, number, controls, alpha),
     }
+
+
+def _about(result: ContrastResult) -> dict[str, str]:
+    """What the columns of the feature table are."""
+    unit = {"raw": "in activation units", "rank": "in ranks"}.get(
+        result.transform, f"of activations after {result.transform}"
+    )
+    if result.is_f:
+        effect = "root mean square of what the contrast explains"
+    elif compares_cells(result):
+        effect = "mean difference"
+    else:
+        effect = "estimate of the coefficient"
+    sizes = {
+        "hedges_g_z": "Hedges’ g_z of the paired differences",
+        "hedges_g": "Hedges’ g",
+        "partial_eta2": "partial η²",
+    }
+    statistics = {"welch": "Welch’s t", "hc3": "t with HC3 standard errors", "F": "F", "t": "t"}
+    df = result.df[result.valid]
+    shared = df.size and df.min() == df.max()
+    degrees = formatting.decimal(df[0], 0) if shared else "different degrees of freedom for every feature"
+    return {
+        "effect": f"{effect} {unit}",
+        "size": sizes[result.effect_size_kind],
+        "statistic": "F" if result.is_f else "t",
+        "degrees": f"{statistics[result.stat_kind]} with "
+        + (f"{result.contrast.rank} and " if result.is_f else "")
+        + (f"{degrees} degrees of freedom" if shared else degrees),
+        "p": P_METHODS.get(result.p_method, result.p_method),
+    }
+
+
+def _weights(result: ContrastResult) -> str:
+    """The weights of a t contrast, or how many rows an F contrast has."""
+    contrast = result.contrast
+    if result.is_f:
+        return f"F contrast, {contrast.rank} degrees of freedom"
+    pairs = [(name, w) for name, w in zip(contrast.parameters, contrast.weights[0], strict=True) if w]
+    shown = [f"{name} {formatting.decimal(weight)}" for name, weight in pairs[:MOST_PARAMETERS]]
+    more = len(pairs) - len(shown)
+    return "; ".join([*shown, f"{more} more"] if more else shown)
 
 
 def _figures(result: ContrastResult, number: int, controls: list, alpha: float) -> dict[str, Any]:
@@ -148,20 +208,21 @@ def _figures(result: ContrastResult, number: int, controls: list, alpha: float) 
     from neurollm.reporting.svg import figure_svg
 
     found = tally(result, alpha)
-    positive, negative = contrast_sides(result)
+    asked = " against ".join(contrast_sides(result.contrast)) if has_sides(result) else result.name
     figures = {
         "volcano": figure_svg(
             plot_volcano(result, alpha), f"v{number}",
-            f"Volcano plot of {found.tested} features: effect size of {positive} against {negative} "
+            f"Volcano plot of {found.tested} features: effect size of {asked} "
             f"over minus log 10 of p; {found.found} features are significant.",
         ),
-        "null": figure_svg(
+    }  # fmt: skip
+    if result.exchange.n_perm:
+        figures["null"] = figure_svg(
             plot_null_max(result, alpha), f"n{number}",
             "Histogram of the largest statistic over features in each shuffling, with the critical value "
             "and the observed maximum.",
-        ),
-    }  # fmt: skip
-    if controls:
+        )  # fmt: skip
+    if any(formatting.is_number(row.get("auroc")) for row in controls):
         described = "; ".join(f"{row['representation']} {formatting.auroc(row)}" for row in controls)
         title = f"AUROC per representation: {described}."
         figures["controls"] = figure_svg(plot_controls(controls), f"c{number}", title)
@@ -186,17 +247,18 @@ def _design_figure(matrix: dict[str, Any]) -> Markup | None:
 def _cells(cells: list[dict[str, Any]]) -> dict[str, Any]:
     """Stimuli per level and template as a table with totals."""
     levels = list(dict.fromkeys(str(cell["level"]) for cell in cells))
+    more = max(0, len(levels) - MOST_CELLS)
     templates = list(dict.fromkeys(str(cell.get("template", "")) for cell in cells))
     n = {(level, template): 0 for level in levels for template in templates}
     for cell in cells:
         n[str(cell["level"]), str(cell.get("template", ""))] += int(cell["n"])
-    rows = [(level, [n[level, template] for template in templates]) for level in levels]
-    return {"templates": templates, "rows": rows, "total": sum(n.values())}
+    rows = [(level, [n[level, template] for template in templates]) for level in levels[:MOST_CELLS]]
+    return {"templates": templates, "rows": rows, "more": more}
 
 
 def _shufflings(study: Study) -> list[str]:
     """What was exchangeable: one sentence for all contrasts if it holds for all, else one for each."""
-    told = {name: result.shuffling for name, result in study.results.items()}
+    told = {name: result.exchange.sentence for name, result in study.results.items()}
     distinct = list(dict.fromkeys(told.values()))
     return distinct if len(distinct) < 2 else [f"{name}: {sentence}" for name, sentence in told.items()]
 
@@ -215,8 +277,9 @@ def _warnings(study: Study) -> list[str]:
     warnings = [str(warning) for warning in study.manifest.get("warnings") or []]
     for name, result in study.results.items():
         warnings += result.warnings
-        smallest = 1 / result.n_possible if result.exhaustive else 1 / (result.n_perm + 1)
-        if smallest > study.alpha:
+        exchange = result.exchange
+        smallest = 1 / exchange.n_possible if exchange.exhaustive else 1 / (exchange.n_perm + 1)
+        if exchange.n_perm and smallest > study.alpha:
             warnings.append(
                 f"{name}: the smallest p that {method_phrase(result)} allow is "
                 f"{formatting.p_number(smallest, study.alpha)}, "

@@ -4,21 +4,44 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from neurollm.plotting import contrast_sides
+from neurollm.plotting.sides import contrast_sides, has_sides
 from neurollm.reporting.formatting import count, decimal, exact, is_number, plural, proportion
-from neurollm.reporting.sentences import method_phrase, tally
+from neurollm.reporting.sentences import FDR_NAMES, P_METHODS, method_phrase, tally
 
 if TYPE_CHECKING:
+    from neurollm.glm import ContrastResult
     from neurollm.reporting.study import Study
 
-REFERENCES = (
-    "Hedges LV (1981). Distribution theory for Glass’s estimator of effect size and related estimators. "
+REFERENCES = {
+    "Anderson & ter Braak, 2003": "Anderson MJ, ter Braak CJF (2003). Permutation tests for multi-factorial analysis of "
+    "variance. Journal of Statistical Computation and Simulation 73, 85–113.",
+    "Barndorff-Nielsen, 1986": "Barndorff-Nielsen OE (1986). Inference on full or partial parameters based on the "
+    "standardized signed log likelihood ratio. Biometrika 73, 307–322.",
+    "Benjamini & Hochberg, 1995": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate: a practical and "
+    "powerful approach to multiple testing. Journal of the Royal Statistical Society B 57, 289–300.",
+    "Benjamini & Yekutieli, 2001": "Benjamini Y, Yekutieli D (2001). The control of the false discovery rate in multiple "
+    "testing under dependency. Annals of Statistics 29, 1165–1188.",
+    "Benjamini, Krieger & Yekutieli, 2006": "Benjamini Y, Krieger AM, Yekutieli D (2006). Adaptive linear step-up "
+    "procedures that control the false discovery rate. Biometrika 93, 491–507.",
+    "Freedman & Lane, 1983": "Freedman D, Lane D (1983). A nonstochastic interpretation of reported significance levels. "
+    "Journal of Business & Economic Statistics 1, 292–298.",
+    "Hedges, 1981": "Hedges LV (1981). Distribution theory for Glass’s estimator of effect size and related estimators. "
     "Journal of Educational Statistics 6, 107–128.",
-    "Nichols TE, Holmes AP (2002). Nonparametric permutation tests for functional neuroimaging: "
-    "a primer with examples. Human Brain Mapping 15, 1–25.",
-    "Phipson B, Smyth GK (2010). Permutation p-values should never be zero: calculating exact p-values "
-    "when permutations are randomly drawn. Statistical Applications in Genetics and Molecular Biology 9, 39.",
-)
+    "MacKinnon & White, 1985": "MacKinnon JG, White H (1985). Some heteroskedasticity-consistent covariance matrix "
+    "estimators with improved finite sample properties. Journal of Econometrics 29, 305–325.",
+    "Nichols & Holmes, 2002": "Nichols TE, Holmes AP (2002). Nonparametric permutation tests for functional "
+    "neuroimaging: a primer with examples. Human Brain Mapping 15, 1–25.",
+    "Phipson & Smyth, 2010": "Phipson B, Smyth GK (2010). Permutation p-values should never be zero: calculating exact "
+    "p-values when permutations are randomly drawn. Statistical Applications in Genetics and Molecular Biology 9, 39.",
+    "Steiger, 2004": "Steiger JH (2004). Beyond the F test: effect size confidence intervals and tests of close fit in "
+    "the analysis of variance and contrast analysis. Psychological Methods 9, 164–182.",
+    "Welch, 1947": "Welch BL (1947). The generalization of ‘Student’s’ problem when several different population "
+    "variances are involved. Biometrika 34, 28–35.",
+    "Westfall & Young, 1993": "Westfall PH, Young SS (1993). Resampling-based multiple testing: examples and methods for "
+    "p-value adjustment. Wiley.",
+    "Winkler et al., 2016": "Winkler AM, Ridgway GR, Douaud G, Nichols TE, Smith SM (2016). Faster permutation inference "
+    "in brain imaging. NeuroImage 141, 502–516.",
+}
 _POOLING = {"mean": "averaged", "max": "reduced to their maximum", "sum": "summed", "last": "read at the last"}
 _WINDOWS = {
     "content": "all tokens",
@@ -27,16 +50,19 @@ _WINDOWS = {
 }
 _SINGLE = {"last": "the last token", "left:1": "the first token", "centre:1": "the middle token"}
 _PLACES = {"left": "first", "centre": "middle"}
-_STATISTICS = {
-    "sign_flip": "a paired t statistic over items",
-    "within_item": "the t statistic of the contrast in an additive model of items and levels",
-    "whole_item": "a two-sample t statistic over items",
-    "several": "the t statistic of the contrast of item means with pooled variance",
+_P_SOURCES = {"pearson3": "Winkler et al., 2016", "beta": "Winkler et al., 2016", "signs": "Barndorff-Nielsen, 1986"}
+_FDR_SOURCES = {
+    "bh": "Benjamini & Hochberg, 1995",
+    "by": "Benjamini & Yekutieli, 2001",
+    "bky": "Benjamini, Krieger & Yekutieli, 2006",
 }
 _REASONS = {"too few active items": "active in too few items"}
 _SIZES = {
-    "hedges_g_z": "g_z (mean item difference over its standard deviation, small-sample corrected)",
-    "hedges_g": "g (difference of item means over the pooled standard deviation, small-sample corrected)",
+    "hedges_g_z": "Hedges’ g_z (mean item difference over its standard deviation, small-sample corrected) with 95% "
+    "confidence intervals from the noncentral t distribution (Hedges, 1981)",
+    "hedges_g": "Hedges’ g (difference of item means over the pooled standard deviation, small-sample corrected) with "
+    "95% confidence intervals from the noncentral t distribution (Hedges, 1981)",
+    "partial_eta2": "partial η² with 95% confidence intervals from the noncentral F distribution (Steiger, 2004)",
 }
 _TRANSFORMS = {"log1p": "log(1 + x)", "binary": "active or not", "rank": "ranks"}
 
@@ -49,16 +75,24 @@ def methods_paragraph(study: Study) -> str:
 
 def _stimuli(study: Study) -> str:
     design, n = study.design, study.manifest.get("n_stimuli")
-    levels = [str(level) for level in design.get("levels", [])]
-    items = design.get("n_items")
+    items, factors = design.get("n_items"), _factors(design)
     text = plural(n, "stimulus", "stimuli") if n else "The stimuli"
     if items:
         text += f" built on {plural(items, 'item')}"
-    if design.get("factor"):
-        text += f" varied the factor {design['factor']}"
-        text += f" ({', '.join(levels)})" if levels else ""
+    if design.get("formula"):
+        text += f" were modelled by the formula “{design['formula']}”"
+    elif factors:
+        text += f" varied the {'factor' if len(factors) == 1 else 'factors'} {' and '.join(factors)}"
     dropped = len(study.manifest.get("dropped") or [])
     return text + (f"; {plural(dropped, 'trial was', 'trials were')} dropped." if dropped else ".")
+
+
+def _factors(design: dict[str, Any]) -> list[str]:
+    """Every factor with its levels."""
+    return [
+        f"{name} ({', '.join(map(str, levels))})" if levels else str(name)
+        for name, levels in (design.get("variables") or {}).items()
+    ]
 
 
 def _features(study: Study) -> str:
@@ -104,49 +138,126 @@ def _window(tokens: str) -> str:
     return _WINDOWS.get(tokens, f"the window “{tokens}”")
 
 
+def references(paragraph: str) -> list[str]:
+    """The sources that a methods paragraph names."""
+    return [full for key, full in REFERENCES.items() if key in paragraph]
+
+
 def _tests(study: Study) -> list[str]:
     """One clause for every way a contrast was tested, then what holds for all."""
     if not study.results:
         return []
-    tallies = [tally(result, study.alpha) for result in study.results.values()]
-    numbers = sorted({one.tested for one in tallies}, reverse=True)
-    tested = f"{' or '.join(count(number) for number in numbers)} tested features"
-    reasons = sorted({why for result in study.results.values() for why, n in result.not_tested.items() if n})
-    left_out = (
-        f" Features were not tested when they were {' or '.join(_REASONS.get(why, why) for why in reasons)}."
-        if reasons
-        else ""
-    )
-    sizes = sorted({_SIZES[result.effect_size_kind] for result in study.results.values()})
+    results = list(study.results.values())
+    reasons = sorted({why for result in results for why, n in result.not_tested.items() if n})
+    told = " or ".join(_REASONS.get(why, why) for why in reasons)
+    sizes = sorted({_SIZES[result.effect_size_kind] for result in results})
     return [
-        "Each feature was averaged within item and condition.",
-        *_schemes(study),
-        f"The family-wise error over the {tested} was controlled at {exact(study.alpha)} "
-        f"by the distribution of the maximum statistic (Nichols & Holmes, 2002; Phipson & Smyth, 2010).{left_out}",
-        f"Effect sizes are Hedges’ {' or '.join(sizes)} with 95% confidence intervals from the noncentral t "
-        "distribution (Hedges, 1981).",
+        f"Each feature was averaged within {results[0].exchange.unit} and condition.",
+        *_schemes(results),
+        *_uncorrected(results),
+        *_corrected(study, results),
+        f"Features were not tested when they were {told}." if told else "",
+        f"Effect sizes are {'; for other contrasts '.join(sizes)}.",
     ]
 
 
-def _schemes(study: Study) -> list[str]:
+def _schemes(results: list[ContrastResult]) -> list[str]:
     """Which contrasts were tested by which statistic and which shufflings."""
     groups: dict[str, list[str]] = {}
-    for result in study.results.values():
-        several = result.shuffling_kind == "whole_item" and sum(weight != 0 for weight in result.weights) > 2
-        statistic = _STATISTICS["several" if several else result.shuffling_kind]
-        formula = "the share of all possible shufflings" if result.exhaustive else "(b + 1)/(B + 1)"
-        clause = (
-            f"compared by {statistic}, with a null distribution from {method_phrase(result)} ({result.alternative}); "
-            f"p values are {formula}"
-        )
-        positive, negative = contrast_sides(result)
-        groups.setdefault(clause, []).append(f"{positive} with {negative}")
-    return [f"The contrasts ({'; '.join(names)}) were {clause}." for clause, names in groups.items()]
+    for result in results:
+        clause = f"tested by {_statistic(result)}"
+        if result.exchange.n_perm:
+            clause += f", with a null distribution from {method_phrase(result)}{_kept(result)} ({result.alternative})"
+        else:
+            clause += f" ({result.alternative})"
+        asked = " with ".join(contrast_sides(result.contrast)) if has_sides(result) else result.name
+        groups.setdefault(clause, []).append(asked)
+    return [
+        f"The contrast{'s' if len(names) > 1 else ''} ({'; '.join(names)}) {'were' if len(names) > 1 else 'was'} {clause}."
+        for clause, names in groups.items()
+    ]
+
+
+def _statistic(result: ContrastResult) -> str:
+    """The statistic in words."""
+    unit, kind, q = result.exchange.unit, result.exchange.kind, result.contrast.rank
+    if result.stat_kind == "welch":
+        text = f"Welch’s t statistic with a variance of its own for each group of {unit}s (Welch, 1947)"
+    elif result.stat_kind == "hc3":
+        text = f"a t statistic over {unit}s with heteroscedasticity-consistent standard errors (HC3; MacKinnon & White, 1985)"
+    elif result.is_f:
+        inside = {"within_item": f" of {unit}s and levels", "sign_flip": f" of the {unit}s’ scores"}.get(kind, f" of {unit}s")
+        text = f"an F statistic with {q} numerator degrees of freedom in a linear model{inside}"
+    elif not has_sides(result):
+        text = "the t statistic of a coefficient in a linear model"
+    else:
+        groups = sum(weight != 0 for weight in result.contrast.weights[0])
+        text = {
+            "sign_flip": f"a paired t statistic over {unit}s",
+            "within_item": f"the t statistic of the contrast in an additive model of {unit}s and levels",
+            "whole_item": f"a two-sample t statistic over {unit}s"
+            if groups == 2
+            else f"the t statistic of the contrast of {unit} means with pooled variance",
+        }[kind]
+    if result.transform == "rank":
+        text += ", computed on ranks"
+    return text
+
+
+def _kept(result: ContrastResult) -> str:
+    """That residuals were shuffled: an exchange says so in its sentence."""
+    if "Freedman-Lane" not in result.exchange.sentence:
+        return ""
+    return " of the residuals of what was held constant (Freedman & Lane, 1983)"
+
+
+def _uncorrected(results: list[ContrastResult]) -> list[str]:
+    """Where p and q come from."""
+    methods = dict.fromkeys(result.p_method for result in results)
+    sources = [
+        P_METHODS.get(name, name) + (f" ({_P_SOURCES[name]})" if name in _P_SOURCES else "") for name in methods
+    ]
+    rates = dict.fromkeys(result.fdr for result in results)
+    adjusted = " and ".join(f"{FDR_NAMES[name]} ({_FDR_SOURCES[name]})" for name in rates)
+    return [
+        f"Uncorrected p values are those of {'; for other contrasts of '.join(sources)}; "
+        f"q is p adjusted for the false discovery rate by the method of {adjusted}."
+    ]
+
+
+def _corrected(study: Study, results: list[ContrastResult]) -> list[str]:
+    """What was controlled over features, and how."""
+    numbers = sorted({tally(result, study.alpha).tested for result in results}, reverse=True)
+    tested = f"{' or '.join(count(number) for number in numbers)} tested features"
+    permuted = [result for result in results if result.exchange.n_perm]
+    if not permuted:
+        return [f"The false discovery rate over the {tested} was controlled at {exact(study.alpha)}."]
+    exhaustive = {result.exchange.exhaustive for result in permuted}
+    formulas = [
+        text
+        for used, text in ((False, "(b + 1)/(B + 1)"), (True, "the share of all possible shufflings"))
+        if used in exhaustive
+    ]
+    settings = (study.config.get("analyses") or {}).get("glm") or {}
+    tail = (
+        ", the smallest of them from a generalised Pareto distribution fitted to the largest statistics "
+        "(Winkler et al., 2016)"
+        if settings.get("tail") == "gpd"
+        else ""
+    )
+    return [
+        f"The family-wise error over the {tested} was controlled at {exact(study.alpha)} by the distribution of the "
+        "maximum statistic (Nichols & Holmes, 2002; Westfall & Young, 1993, for stepping down); "
+        f"these p values are {' or '.join(formulas)} (Phipson & Smyth, 2010){tail}."
+    ]
 
 
 def _separation(study: Study) -> str:
-    if not any(study.controls.values()):
+    rows = [row for rows in study.controls.values() for row in rows]
+    if not rows:
         return ""
+    if not any(is_number(row.get("auroc")) for row in rows):
+        return "The controls passed through the same steps."
     return (
         "How well a representation as a whole separates the conditions is the out-of-fold AUROC of an L2-regularised "
         "logistic regression, with all trials of an item in the same fold; 95% intervals are of "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neurollm.plotting import contrast_sides
+from neurollm.plotting.sides import compares_cells, contrast_sides, decisive_p, has_sides, joined
 from neurollm.reporting.formatting import auroc, count, exact, is_number, p_sentence, plural
 
 if TYPE_CHECKING:
@@ -27,15 +27,27 @@ _KNOWN_CONTROLS = (
 _WORD_CONTROLS = ("token embedding", "random network")
 
 
+P_METHODS = {
+    "pearson3": "the Pearson type III distribution with the exact first three moments of the permutation distribution",
+    "beta": "the beta distribution with the exact mean and variance of the permutation distribution",
+    "signs": "the distribution over all sign flips, exact or by a saddlepoint approximation",
+    "t": "the t distribution",
+    "F": "the F distribution",
+}
+"""Where an uncorrected p comes from."""
+FDR_NAMES = {"bh": "Benjamini–Hochberg", "by": "Benjamini–Yekutieli", "bky": "Benjamini–Krieger–Yekutieli"}
+
+
 @dataclass(frozen=True)
 class Tally:
-    """How many features a contrast tested and found."""
+    """How many features a contrast tested and found; an F contrast knows no direction, so all count as positive."""
 
     positive: int
     negative: int
     tested: int
     untested: int
     smallest_p: float | None
+    stepping_down: int
 
     @property
     def found(self) -> int:
@@ -45,7 +57,7 @@ class Tally:
 
 def tally(result: ContrastResult, alpha: float) -> Tally:
     """Count the tested and the significant features of a contrast."""
-    p, stat = np.asarray(result.p_fwer, float), np.asarray(result.stat, float)
+    p, stat = decisive_p(result)[0], np.asarray(result.stat, float)
     tested = np.asarray(result.valid, bool) & np.isfinite(p)
     hit = tested & (np.nan_to_num(p, nan=1.0) <= alpha)
     return Tally(
@@ -54,17 +66,21 @@ def tally(result: ContrastResult, alpha: float) -> Tally:
         tested=int(tested.sum()),
         untested=int((~tested).sum()),
         smallest_p=float(p[tested].min()) if tested.any() else None,
+        stepping_down=int((tested & ~hit & (np.nan_to_num(result.p_step_down, nan=1.0) <= alpha)).sum()),
     )
 
 
 def method_phrase(result: ContrastResult) -> str:
-    """How the p values came about, e.g. ``10,000 sign-flips by item``."""
+    """How the corrected p values came about, e.g. ``10,000 sign-flips by item``."""
+    exchange = result.exchange
+    if not exchange.n_perm:
+        return "no permutations"
     what = {
-        "sign_flip": "sign-flips by item",
-        "within_item": "shufflings of the labels within items",
-        "whole_item": "shufflings of whole items",
-    }.get(result.shuffling_kind, "shufflings")
-    number = f"all {count(result.n_possible)} possible" if result.exhaustive else count(result.n_perm)
+        "sign_flip": f"sign-flips by {exchange.unit}",
+        "within_item": f"shufflings of the labels within {exchange.unit}s",
+        "whole_item": f"shufflings of whole {exchange.unit}s",
+    }.get(exchange.kind, "shufflings")
+    number = f"all {count(exchange.n_possible)} possible" if exchange.exhaustive else count(exchange.n_perm)
     return f"{number} {what}"
 
 
@@ -81,30 +97,63 @@ def verdict(result: ContrastResult, alpha: float = 0.05) -> str:
     str
         Plain text; ``p_FWER`` is written so and typeset by the page.
     """
-    found = tally(result, alpha)
-    positive, negative = contrast_sides(result)
-    level = f"p_FWER ≤ {exact(alpha)}"
-    method = f"(max-statistic over features, {method_phrase(result)}; {plural(result.n_items, 'item')})"
+    found, symbol = tally(result, alpha), decisive_p(result)[1]
     if found.tested == 0:
-        return f"No feature could be tested for {positive} against {negative}."
+        return f"No feature could be tested for {_question(result)}."
+    level = f"{symbol} ≤ {exact(alpha)}"
+    corrected = "max-statistic over features" if result.exchange.n_perm else f"{FDR_NAMES[result.fdr]} over features"
+    method = f"({corrected}, {method_phrase(result)}; {plural(result.n_items, result.exchange.unit)})"
+    one, many, ways = _answer(result)
     if found.found == 0:
-        direction = {
-            "two-sided": f"differently to {positive} and {negative}",
-            "greater": f"more to {positive} than {negative}",
-            "less": f"more to {negative} than {positive}",
-        }[result.alternative]
         return (
-            f"No feature of {count(found.tested)} tested responds {direction} at {level} {method}; "
-            f"smallest p_FWER {p_sentence(found.smallest_p, alpha)}."
+            f"No feature of {count(found.tested)} tested {one} at {level} {method}; "
+            f"smallest {symbol} {p_sentence(found.smallest_p, alpha)}."
         )
-    up = f"more to {positive} than {negative}"
-    down = f"more to {negative} than {positive}"
     of = f"{count(found.found)} of {plural(found.tested, 'tested feature')}"
-    verb = "responds" if found.found == 1 else "respond"
+    verb = one if found.found == 1 else many
+    if result.is_f:
+        return f"{of} {verb} at {level} {method}."
+    up, down = ways
     if found.positive and found.negative:
         both = f"{count(found.positive)} {up}, {count(found.negative)} {down}"
-        return f"{of} {verb} differently at {level}: {both} {method}."
-    return f"{of} {verb} {up if found.positive else down} at {level} {method}."
+        return f"{of} {_undirected(result)} at {level}: {both} {method}."
+    if has_sides(result):
+        verb = f"{'responds' if found.found == 1 else 'respond'} {up if found.positive else down}"
+        return f"{of} {verb} at {level} {method}."
+    return f"{of} {verb} at {level}, {up if found.positive else down} {method}."
+
+
+def _question(result: ContrastResult) -> str:
+    """What was asked, after "for"."""
+    return " against ".join(contrast_sides(result.contrast)) if has_sides(result) else result.name
+
+
+def _answer(result: ContrastResult) -> tuple[str, str, tuple[str, str]]:
+    """What a significant feature does, what several do, and the two directions."""
+    contrast = result.contrast
+    if has_sides(result):
+        positive, negative = contrast_sides(contrast)
+        up, down = f"more to {positive} than {negative}", f"more to {negative} than {positive}"
+        told = {"two-sided": f"differently to {positive} and {negative}", "greater": up, "less": down}
+        return f"responds {told[result.alternative]}", f"respond {told[result.alternative]}", (up, down)
+    if not compares_cells(result):
+        ways = ("with a positive estimate", "with a negative estimate")
+        return f"depends on {result.name}", f"depend on {result.name}", ways
+    if len(contrast.factors) > 1:
+        what = f"the interaction of {joined(contrast.factors)}"
+        return f"shows {what}", f"show {what}", ("", "")
+    if contrast.factors:
+        what = f"between the levels of {contrast.factors[0]}"
+    else:
+        used = contrast.matrix.any(axis=0)
+        names = [name for name, weighed in zip(contrast.parameters, used, strict=True) if weighed]
+        what = f"between {joined(names)}"
+    return f"responds differently {what}", f"respond differently {what}", ("", "")
+
+
+def _undirected(result: ContrastResult) -> str:
+    """What features of both directions do together."""
+    return "respond differently" if has_sides(result) else f"depend on {result.name}"
 
 
 def control_verdict(rows: list[dict[str, Any]]) -> str:
@@ -118,12 +167,27 @@ def control_verdict(rows: list[dict[str, Any]]) -> str:
     study = next((row for row in rows if row.get("kind") == "study"), None)
     controls = [row for row in rows if row.get("kind") != "study" and is_number(row.get("auroc"))]
     if not controls:
-        return "No control was run, so nothing here says whether the words alone would separate these conditions."
+        return _counted(rows) or (
+            "No control was run, so nothing here says whether the words alone would separate these conditions."
+        )
     words = [row for row in controls if any(part in _simple(row) for part in _WORD_CONTROLS)]
     best = max(words or controls, key=lambda row: row["auroc"])
     rest = sorted((row for row in controls if row is not best), key=lambda row: -row["auroc"])
     others = "; ".join(f"{representation_name(row)} {auroc(row)}" for row in rest)
     return _compared(study, best) + (f" Other controls: {others}." if others else "")
+
+
+def _counted(rows: list[dict[str, Any]]) -> str:
+    """Controls without an AUROC: how much of each is significant; empty if none was run."""
+    reason = next((str(row["reason"]) for row in rows if row.get("reason")), "")
+    controls = [row for row in rows if row.get("kind") != "study" and row.get("reason")]
+    if not controls:
+        return ""
+    told = "; ".join(
+        f"{representation_name(row)} {count(row.get('n_significant'))} of {count(row.get('n_tests', row.get('n_features')))}"
+        for row in controls
+    )
+    return f"No AUROC is given, because {reason}. Significant in the controls: {told}."
 
 
 def _compared(study: dict[str, Any] | None, best: dict[str, Any]) -> str:

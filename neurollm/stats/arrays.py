@@ -62,10 +62,15 @@ def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | No
     CSC for sparse input, a torch tensor on the same device for torch, else ndarray
     """
     if sparse.issparse(array):
-        csr = sparse.csr_array(array, dtype=np.float64, copy=True)
-        csr.sum_duplicates()  # a transform acts on values, not on their parts
-        csr.data = csr.data if transform is None else transform(csr.data)
-        product = (weights @ csr).tocsc()
+        if transform is None and array.format == "csc" and array.has_canonical_format:
+            product = (sparse.csr_array(array.T, dtype=np.float64) @ weights.T.tocsr()).T  # no change of format
+        else:
+            csr = sparse.csr_array(array, dtype=np.float64, copy=True)
+            csr.sum_duplicates()  # a transform acts on values, not on their parts
+            csr.data = csr.data if transform is None else transform(csr.data)
+            product = (weights @ csr).tocsc()
+        product = sparse.csc_array(product)
+        product.sum_duplicates()  # also sorts, so that later steps know
         product.eliminate_zeros()
         return product
     if is_torch(array):

@@ -117,7 +117,7 @@ def _saddlepoint(a: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray
     """Barndorff-Nielsen's tail of Σ s a; a may be padded with zeros."""
     step = _lattice(a)
     least = 0.5**counts
-    target = np.abs(np.where(z > 0, z - step, z + step))  # of the reflected variable where z is negative
+    target = np.abs(z - step)  # by symmetry, where it is negative
     inside = target < a.sum(axis=1) * (1 - 1e-9)
     theta = _solve(a, np.where(inside, target, 0))
     x = theta[:, None] * a

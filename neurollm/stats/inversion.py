@@ -10,9 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 from scipy import special
+from scipy.interpolate import CubicSpline
 
 _MAX_STEPS = 60
 _PRECISION = 1e-9  # of the percentile, in standard deviations of a normal distribution
+_NODES = 1024  # of the spline; found: within 1e-8 of the solution for |t| up to 3000
 
 
 def solve_percentile(
@@ -55,3 +57,25 @@ def solve_percentile(
             step = x - miss / slope
             x = np.where(done, x, np.where((step > low) & (step < high), step, (low + high) / 2))
     return x
+
+
+def on_nodes(solve: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+    """Values of a smooth function that is slow to compute, by a cubic spline where there are many.
+
+    Parameters
+    ----------
+    solve : callable
+        Elementwise and smooth over the range of `x`.
+    x : ndarray, shape (n,)
+
+    Returns
+    -------
+    ndarray, shape (n,)
+    """
+    if x.size <= 2 * _NODES:
+        return solve(x)
+    u = np.arcsinh(x)  # nodes are dense around 0 and their distance grows with |x|
+    nodes = np.linspace(u.min(), u.max(), _NODES)
+    if nodes[0] == nodes[-1]:
+        return np.full(x.shape, solve(x[:1])[0])
+    return CubicSpline(nodes, solve(np.sinh(nodes)))(u)

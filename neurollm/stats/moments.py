@@ -96,7 +96,9 @@ def label_moments(
     # A block of one or two rows has no third moment; its denominator is made harmless.
     second = group_totals(x**2, groups)[:, 0] / np.maximum(n - 1, 1)
     third = np.where(n > 2, group_totals(x**3, groups)[:, 0] * n / np.maximum((n - 1) * (n - 2), 1), 0.0)
-    shared = sum((group_totals(rows**2, groups).sum(axis=1) for rows in removed), np.zeros(n.size)) / np.maximum(n - 1, 1)
+    shared = sum((group_totals(rows**2, groups).sum(axis=1) for rows in removed), np.zeros(n.size)) / np.maximum(
+        n - 1, 1
+    )
 
     def terms(g, sums):
         return [sums[RAW], sums[2], second[g] * sums[2], third[g] * sums[3], shared[g] * sums[2]]
@@ -131,15 +133,15 @@ def quadratic_moments(X: np.ndarray, Y: Any, blocks: np.ndarray | None = None) -
 
     Examples
     --------
-    >>> mean, variance = quadratic_moments(np.eye(5)[:, :1] - 0.2, np.eye(5)[:, :1])
-    Traceback (most recent call last):
-    neurollm.errors.InvalidInput: X must have orthonormal columns; divide each by its norm.
+    >>> X = np.linalg.qr([[1.0, 0], [0, 1], [-1, -1], [0, 0]])[0]
+    >>> mean, variance = quadratic_moments(X, np.array([[0.0], [0.0], [1.0], [0.0]]))
+    >>> round(mean[0], 12)
+    np.float64(0.666666666667)
     """
     groups = group_rows(blocks, Y.shape[0])
     X = _rows(X, groups, "X")
     n = groups.sizes
-    ends = np.append(groups.starts, n.sum())
-    gram = np.stack([X[a:b].T @ X[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)])
+    gram = group_totals(X[:, :, None] * X[:, None, :], groups)
     trace, square = np.einsum("bii->b", gram), np.sum(gram**2, axis=(1, 2))
     # Elements of the symmetric Gram matrix; those off the diagonal count twice in the squared norm.
     upper = np.triu_indices(X.shape[1])
@@ -150,7 +152,13 @@ def quadratic_moments(X: np.ndarray, Y: Any, blocks: np.ndarray | None = None) -
     def terms(g, sums):
         share = linear[g] * sums[2]
         own = four[g] * sums[4] + two_two[g] * sums[2] ** 2 - (trace[g] ** 2 + 2 * square[g]) * share**2
-        return [sums[RAW], sums[2], trace[g] * share, own, *(elements[:, k][g] * share for k in range(elements.shape[1]))]
+        return [
+            sums[RAW],
+            sums[2],
+            trace[g] * share,
+            own,
+            *(elements[:, k][g] * share for k in range(elements.shape[1])),
+        ]
 
     raw, norm2, mean, own, *cross = add_up(Y, groups, (2, 4), terms)
     norm2 = varying(norm2, raw)
@@ -197,8 +205,10 @@ def pearson3_p(
     r, variance, skewness = np.broadcast_arrays(*(np.asarray(value, float) for value in (r, variance, skewness)))
     with np.errstate(divide="ignore", invalid="ignore"):
         z = r / np.sqrt(variance)
-        upper, lower = (None if alternative == side else _gamma_tail(sign * z, sign * skewness)
-                        for side, sign in (("less", 1), ("greater", -1)))
+        upper, lower = (
+            None if alternative == side else _gamma_tail(sign * z, sign * skewness)
+            for side, sign in (("less", 1), ("greater", -1))
+        )
     return combine_tails(upper, lower, floor)
 
 
@@ -255,7 +265,7 @@ def _gamma_tail(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
 
 
 def _nearly_normal_tail(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
-    """Uniform expansion of the incomplete gamma functions for large a (Temme 1979), first term; normal for skewness 0."""
+    """Uniform expansion of the incomplete gamma functions for large a (Temme 1979); normal for skewness 0."""
     mu = np.maximum(z * skewness / 2, -1 + 1e-12)  # g/a − 1
     small = np.abs(mu) < 1e-2
     series = np.polyval([1331 / 12960, -73 / 540, 7 / 36, -1 / 3, 1], np.where(small, mu, 0))
@@ -263,7 +273,9 @@ def _nearly_normal_tail(z: np.ndarray, skewness: np.ndarray) -> np.ndarray:
     ratio = np.where(small, series, np.sqrt(2 * (safe - np.log1p(safe))) / np.abs(safe))  # η/μ
     eta, w = mu * ratio, z * ratio
     correction = np.where(
-        small, np.polyval([1 / 2835, 1 / 864, -2 / 135, 1 / 12, -1 / 3], eta), (1 - 1 / np.where(small, 1, ratio)) / safe
+        small,
+        np.polyval([1 / 2835, 1 / 864, -2 / 135, 1 / 12, -1 / 3], eta),
+        (1 - 1 / np.where(small, 1, ratio)) / safe,
     )
     return special.ndtr(-w) + skewness / 2 * np.exp(-(w**2) / 2) / np.sqrt(2 * np.pi) * correction
 

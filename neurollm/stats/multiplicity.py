@@ -1,7 +1,7 @@
 """Many tests at once: adjusted p values, and true discoveries in sets chosen after seeing the data.
 
-False discovery rate: Benjamini & Hochberg (1995, ``bh``), Benjamini & Yekutieli (2001, ``by``, any dependence), two-stage
-Benjamini, Krieger & Yekutieli (2006, ``bky``). Family-wise error: Holm (1979, ``holm``), ``bonferroni``.
+False discovery rate: Benjamini & Hochberg (1995, ``bh``), Benjamini & Yekutieli (2001, ``by``, any dependence),
+two-stage Benjamini, Krieger & Yekutieli (2006, ``bky``). Family-wise error: Holm (1979, ``holm``), ``bonferroni``.
 
 All-resolutions inference (Goeman & Solari 2011; Rosenblatt et al. 2018). Closed testing with Simes tests: with
 m p values in rising order, the largest set that Simes does not reject has

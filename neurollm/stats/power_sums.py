@@ -143,8 +143,6 @@ def _sparse_terms(csc, groups, powers, terms):
         column, number = np.divmod(keys[first], n_groups)
         means = np.add.reduceat(block.data, first) / groups.sizes[number]
         deviations, zeros = block.data - np.repeat(means, counts), groups.sizes[number] - counts
-        sums = {
-            power: np.add.reduceat(deviations**power, first) + zeros * (-means) ** power for power in powers
-        }
+        sums = {power: np.add.reduceat(deviations**power, first) + zeros * (-means) ** power for power in powers}
         sums[RAW] = np.add.reduceat(block.data**2, first)
         yield np.stack([np.bincount(column, term, minlength=block.shape[1]) for term in terms(number, sums)])

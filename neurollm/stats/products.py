@@ -61,10 +61,12 @@ class ResidualColumns:
     def __call__(self, columns: np.ndarray) -> Any:
         """R y / ν of the columns with these (for speed ascending) numbers, shape (n, len(columns))."""
         first, last = columns.min(), columns.max() + 1
-        if last - first <= 2 * len(columns):
+        if last - first == len(columns) and (np.diff(columns) == 1).all():
             block = self._float64(self._Y[:, first:last])
-            if last - first > len(columns) or (np.diff(columns) < 0).any():
-                block = block[:, _like(columns - first, block)]
+        elif last - first <= 2 * len(columns):
+            # A gap or two: a slice is read much faster than scattered columns.
+            block = self._float64(self._Y[:, first:last])
+            block = _select(block, columns - first)
         else:
             block = self._float64(self._Y[:, _like(columns, self._Y)])
         if self._groups is not None:
@@ -80,7 +82,9 @@ class ResidualColumns:
             import torch
 
             return block.detach().to(torch.float64, copy=True)
-        return dense(block)
+        if sparse.issparse(block):
+            return block.toarray(order="C").astype(np.float64, copy=False)
+        return np.ascontiguousarray(dense(block))
 
     def _group_means(self, block: Any) -> Any:
         if len(self._means.indptr) == 2:
@@ -237,6 +241,11 @@ def namespace(array: Any) -> Any:
 def to_numpy(array: Any) -> np.ndarray:
     """A numpy array of either kind of array."""
     return array.cpu().numpy() if is_torch(array) else array
+
+
+def _select(block: Any, columns: np.ndarray) -> Any:
+    """Columns of a block, in C order (indexing would return them in the other, which is slower to go on with)."""
+    return block[:, _like(columns, block)] if is_torch(block) else np.take(block, columns, axis=1)
 
 
 def _like(array: np.ndarray, other: Any) -> Any:

@@ -8,10 +8,11 @@ where e_v(h) is the number of vertices connected to v through vertices of at lea
 through the vertices from the highest down. A vertex joins the components of its higher neighbours, and a component
 keeps its size until the next vertex joins it, so with parent(v) the next vertex to join the component of v
 
-    TFCE(v) = s_v^E (v^(H+1) − parent(v)^(H+1)) / (H + 1) + TFCE(parent(v)),    s_v = vertices at or below v in this tree
+    TFCE(v) = s_v^E (v^(H+1) − parent(v)^(H+1)) / (H + 1) + TFCE(parent(v))
 
-(the max-tree; Berger et al. 2007). Only the edges of a minimum spanning tree, with the order in which their lower ends
-appear as weights, join anything new. Negative values are treated alike, with their sign put back.
+and s_v the number of vertices whose way to the root passes v (the max-tree; Berger et al. 2007). Only the edges
+of a minimum spanning tree, with the order in which their lower ends appear as weights, join anything
+new. Negative values are treated alike, with their sign put back.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from scipy import special
 
 from neurollm.errors import InvalidInput
 from neurollm.stats.effects import noncentrality_interval
-from neurollm.stats.inversion import solve_percentile
+from neurollm.stats.inversion import on_nodes, solve_percentile
 
 
 def partial_eta_squared(
@@ -158,7 +158,7 @@ def _noncentrality(root: np.ndarray, q: float, df: float, probability: float) ->
     delta[far] -= ((df - 1) / s - df * s + (q - 1) / s) / (2 * root[far])
     above = special.fdtr(q, df, root**2 / q) > probability
     near = above & ~far
-    delta[near] = _invert(root[near], q, df, probability)
+    delta[near] = np.sqrt(np.maximum(on_nodes(lambda nodes: _invert(nodes, q, df, probability) ** 2, root[near]), 0))
     delta[~above & ~far] = 0
     return delta
 

@@ -68,7 +68,8 @@ def test_closed_form_is_the_noncentral_t_of_the_simulated_differences(nested):
 
 def test_without_an_effect_only_the_tests_over_both_hold_their_level():
     power = crossed_power(16, 16, 0.0, VARIANCES, n_simulations=4000)
-    assert power.by_items > 0.15 and power.by_templates > 0.15
+    assert min(power.by_items, power.by_templates) > 0.12
+    assert power.both > 0.08  # requiring both does not make them valid
     assert power.min_f < 0.06 and 0.035 < power.quasi_f < 0.065
     np.testing.assert_allclose(power.closed_form, 0.05)
 

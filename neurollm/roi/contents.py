@@ -1,0 +1,126 @@
+"""What a trial is about: its item and its text, in a form in which the same content is found again.
+
+Two trials have the same content if their items have the same name or their texts are the same after Unicode NFKC,
+case folding and collapsed white space. Names of items are compared as text, in the same form, whatever their column
+is called and whether a table reader took them for numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neurollm.errors import InvalidInput
+from neurollm.validation import closest, listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TEXT = "text"
+
+
+def normalised(text: object) -> str:
+    """The form in which texts and names of items are compared.
+
+    Examples
+    --------
+    >>> normalised("  The \\u210cOUSE\\tfell. ")
+    'the house fell.'
+    >>> normalised(7.0) == normalised("7")
+    True
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", str(text)).casefold())
+    return re.sub(r"^(-?\d+)\.0+$", r"\1", " ".join(folded.split()))
+
+
+def text_hash(text: object) -> str:
+    """SHA-256 of a normalised text, as 64 hex digits."""
+    return hashlib.sha256(normalised(text).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def item_keys(obs: pd.DataFrame, item: str) -> np.ndarray:
+    """Every trial's item, normalised.
+
+    Raises
+    ------
+    InvalidInput
+        The column is missing or incomplete.
+    """
+    return np.array([normalised(label) for label in _column(obs, item, "names the items")], dtype=object)
+
+
+def text_keys(obs: pd.DataFrame) -> np.ndarray:
+    """The hash of every trial's text.
+
+    Raises
+    ------
+    InvalidInput
+        The column ``text`` is missing or incomplete.
+    """
+    why = "holds the stimuli; without it nobody can tell whether two trials show the same text"
+    return np.array([text_hash(text) for text in _column(obs, TEXT, why)], dtype=object)
+
+
+def _column(obs: pd.DataFrame, name: str, why: str) -> list[Any]:
+    if not hasattr(obs, "columns"):
+        raise InvalidInput(f"roi: expected a trial table with one row per trial, found {type(obs).__name__}.")
+    if name not in obs.columns:
+        hint = closest(name, obs.columns) or "."
+        raise InvalidInput(
+            f"roi: the trial table has no column '{name}', which {why}{hint} Its columns are {listed(obs.columns)}."
+        )
+    column = obs[name]
+    if not len(column):
+        raise InvalidInput("roi: the trial table is empty.")
+    if column.isna().any():
+        raise InvalidInput(f"roi: column '{name}' is empty in {int(column.isna().sum())} trials; it {why}.")
+    return column.tolist()
+
+
+def linked(*keys: Iterable[object]) -> np.ndarray:
+    """Number of the group of every trial, where trials that share a value of any key belong together.
+
+    Parameters
+    ----------
+    *keys : sequences of one length
+        Names of items, hashes of texts.
+
+    Returns
+    -------
+    ndarray of int, shape (n_trials,)
+
+    Examples
+    --------
+    >>> linked(["a", "a", "b", "c"], ["one", "two", "two", "three"]).tolist()
+    [0, 0, 0, 1]
+    """
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    codes = [np.unique(np.asarray(list(key), dtype=str), return_inverse=True)[1] for key in keys]
+    n, start, edges = len(codes[0]), len(codes[0]), []
+    for code in codes:  # trials are vertices, and so is every value; a trial is joined to its values
+        edges.append(start + code)
+        start += code.max() + 1
+    rows, columns = np.tile(np.arange(n), len(codes)), np.concatenate(edges)
+    graph = sparse.coo_array((np.ones(rows.size, dtype=np.int8), (rows, columns)), shape=(start, start))
+    label = connected_components(graph, directed=False)[1][:n]
+    return np.unique(label, return_inverse=True)[1]
+
+
+def trials(X: Any, obs: Any, features: Any) -> tuple[Any, pd.DataFrame, np.ndarray]:
+    """Activations, trial table and feature ids, read from an AnnData or as given (ids default to 0 … V−1)."""
+    if hasattr(X, "obs") and hasattr(X, "var"):
+        if obs is not None or features is not None:
+            raise InvalidInput("roi: trials given as AnnData bring their own table and feature ids; pass nothing else.")
+        return X.X, X.obs, np.asarray(X.var.get("feature", X.var_names))
+    if obs is None:
+        raise InvalidInput("roi: activations came without a trial table; give obs, one row per row of X.")
+    if X.shape[0] != len(obs):
+        raise InvalidInput(f"roi: the activations have {X.shape[0]} rows but the trial table has {len(obs)}.")
+    return X, obs, np.arange(X.shape[1]) if features is None else np.asarray(features)

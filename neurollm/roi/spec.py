@@ -1,0 +1,95 @@
+"""The ``roi`` field of a pipeline file: where a region comes from."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from neurollm.designs.spec import ContrastSpec, read_design
+from neurollm.errors import InvalidInput
+from neurollm.roi.region import ROI
+from neurollm.roi.selection import localize
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class ROISpec(BaseModel):
+    """A region that is declared, or chosen by a localizer's contrast."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    source: str = Field(
+        alias="from", min_length=1, description="Design file of a localizer with stimuli of its own, or 'declared'."
+    )
+    contrast: ContrastSpec | None = Field(
+        None, description="Contrast that chooses the features: one of the localizer's file by its name, or any other."
+    )
+    n_features: int | None = Field(None, ge=1, description="How many features with the largest statistics.")
+    alpha: float | None = Field(None, gt=0, lt=1, description="Instead: all features significant at this level.")
+    by: Literal["p_fwer", "q"] = Field("p_fwer", description="Which corrected p is compared with alpha.")
+    features: list[int | str] | None = Field(None, min_length=1, description="Feature ids of a declared region.")
+    reason: str = Field("", description="Where the features of a declared region come from.")
+    items: Literal["disjoint"] = Field(
+        "disjoint", description="The test uses no item and no text of the selection; there is no other choice."
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ROISpec:
+        given = {name for name in ("contrast", "n_features", "alpha") if getattr(self, name) is not None}
+        if self.source == "declared":
+            if given:
+                raise ValueError(f"a declared region is not chosen by data, so leave out {', '.join(sorted(given))}")
+            if self.features is None or not self.reason.strip():
+                raise ValueError("a declared region needs features and a reason, which says where they come from")
+        elif self.features is not None or self.reason:
+            raise ValueError("features and reason are only for 'from: declared'; a localizer chooses its features")
+        elif self.contrast is None or len(given) != 2:
+            raise ValueError("a localizer needs a contrast, and either n_features or alpha")
+        return self
+
+
+def make_roi(
+    spec: ROISpec,
+    name: str,
+    X: Any = None,
+    obs: pd.DataFrame | None = None,
+    *,
+    features: Any = None,
+    folder: str | os.PathLike = ".",
+    **options: Any,
+) -> ROI:
+    """Make the region that a pipeline file describes.
+
+    Parameters
+    ----------
+    spec : ROISpec
+    name : str
+    X, obs, features
+        Trials of the localizer (see `localize`); not needed for a declared region.
+    folder : path-like, default="."
+        Where relative paths start.
+    **options
+        Of `FeatureGLM`.
+
+    Returns
+    -------
+    ROI
+
+    Examples
+    --------
+    >>> spec = ROISpec.model_validate({"from": "declared", "features": [3, 5], "reason": "labelled 'negation'"})
+    >>> make_roi(spec, "negation").feature
+    (3, 5)
+    """
+    if spec.source == "declared":
+        return ROI.declared(name, spec.features, spec.reason)
+    if X is None:
+        raise InvalidInput(f"ROI '{name}': the localizer {spec.source} was given no trials.")
+    design, contrasts = read_design(Path(folder) / spec.source)
+    contrast = contrasts.get(spec.contrast, spec.contrast) if isinstance(spec.contrast, str) else spec.contrast
+    rule = {"n_features": spec.n_features, "alpha": spec.alpha, "by": spec.by}
+    return localize(design, contrast, X, obs, name=name, features=features, **rule, **options)
