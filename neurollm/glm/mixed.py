@@ -2,7 +2,7 @@
 
     value = β₀ + β·condition + covariates + I_i + c·S_i + T_t + c·U_t + e
 
-by restricted maximum likelihood (statsmodels ``MixedLM``). Condition is coded −½ and ½, so β is the difference of the
+by restricted maximum likelihood (`neurollm.stats.reml`). Condition is coded −½ and ½, so β is the difference of the
 two conditions, or enters as the numbers given. The slopes S of items and U of templates are included where condition
 varies within the factor and its cells hold more than one trial, for otherwise they cannot be told from the residual;
 slopes and intercepts are uncorrelated (Barr et al. 2013; Matuschek et al. 2017). p is from the normal distribution
@@ -12,20 +12,21 @@ a check of their robustness.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy import special
 
 from neurollm.errors import InvalidInput
+from neurollm.stats.reml import MixedFit, fit_mixed
 from neurollm.validation import closest, listed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MOST_FEATURES = 100  # a model takes seconds; all features are tested by `neurollm.stats.crossed_anova`
-_NO_VARIANCE = 1e-6  # of the feature's own variance
+MOST_FEATURES = 100  # models are fitted one by one; `neurollm.stats.crossed_anova` tests all features at once
+_NO_VARIANCE = 1e-6  # of the residual
 
 
 def mixed_model(
@@ -68,7 +69,7 @@ def mixed_model(
     Raises
     ------
     InvalidInput
-        More than 100 features, an unknown or unusable column, or statsmodels is not installed.
+        More than 100 features, or an unknown or unusable column.
 
     Examples
     --------
@@ -82,17 +83,13 @@ def mixed_model(
     """
     import pandas as pd
 
-    try:
-        from statsmodels.regression.mixed_linear_model import MixedLM, VCSpec
-    except ImportError:
-        raise InvalidInput("a mixed model needs the package statsmodels; install it with pip.") from None
     values = np.asarray(values, float)
     if values.ndim != 2 or values.shape[0] != len(obs):
         raise InvalidInput(f"values has shape {values.shape}; it must be trials × features with {len(obs)} trials.")
     if values.shape[1] > MOST_FEATURES:
         raise InvalidInput(
-            f"a mixed model takes seconds per feature, so at most {MOST_FEATURES} are fitted, found "
-            f"{values.shape[1]}; choose the reported ones, and test all of them by crossed_anova."
+            f"mixed models are fitted one by one, to at most {MOST_FEATURES} features, found {values.shape[1]}; choose "
+            "the reported ones, and test all of them by crossed_anova."
         )
     _check_columns(obs, [condition, item, *([template] if template is not None else []), *covariates])
     codes = _codes(obs[condition])
@@ -100,8 +97,11 @@ def mixed_model(
     if np.linalg.matrix_rank(exog) < exog.shape[1]:
         raise InvalidInput(f"'{condition}' and the covariates are collinear or constant; leave one of them out.")
     factors = {item: _labels(obs[item])} | ({template: _labels(obs[template])} if template is not None else {})
-    groups, spec = _random_effects(factors, codes)
-    rows = [_fit(lambda y: MixedLM(y, exog, groups, exog_vc=VCSpec(*spec)), y, spec[0]) for y in values.T]
+    effects = _random_effects(factors, codes)
+    rows = [(np.nan,) * 4 + (False, _unusable(y)) for y in values.T]
+    usable = [j for j, row in enumerate(rows) if not row[-1]]
+    for j, fit in zip(usable, _fits(values[:, usable], exog, list(effects.values())), strict=True):
+        rows[j] = _row(fit, values[:, j].std(), list(effects))
     index = pd.Index(range(values.shape[1]) if features is None else list(features), name="feature")
     return pd.DataFrame(rows, index=index, columns=["estimate", "se", "z", "p", "converged", "message"])
 
@@ -152,28 +152,14 @@ def _labels(column: pd.Series) -> np.ndarray:
     return labels
 
 
-def _random_effects(factors: dict[str, np.ndarray], codes: np.ndarray) -> tuple[np.ndarray, tuple]:
-    """Groups, and names, column names and matrices of the variance components.
-
-    A single factor groups the trials, which keeps the matrices small; crossed factors are components of one group.
-    """
-    crossed = len(factors) > 1
-    first = next(iter(factors.values()))
-    groups = np.zeros(len(codes), int) if crossed else first
-    names, columns, matrices = [], [], []
+def _random_effects(factors: dict[str, np.ndarray], codes: np.ndarray) -> dict[str, np.ndarray]:
+    """Design of the intercepts of each factor and, where they can be estimated, of its slopes."""
+    effects = {}
     for factor, labels in factors.items():
-        dummies = (labels[:, None] == np.arange(labels.max() + 1)).astype(float)
-        parts = {factor: dummies}
+        effects[factor] = (labels[:, None] == np.arange(labels.max() + 1)).astype(float)
         if _has_slope(labels, codes):
-            parts[f"{factor}:condition"] = dummies * codes[:, None]
-        for name, matrix in parts.items():
-            by_group = [matrix[groups == group] for group in np.unique(groups)]
-            if not crossed:
-                by_group = [part[:, [group]] for group, part in enumerate(by_group)]
-            names.append(name)
-            matrices.append(by_group)
-            columns.append([[str(j) for j in range(part.shape[1])] for part in by_group])
-    return groups, (names, columns, matrices)
+            effects[f"{factor}:condition"] = effects[factor] * codes[:, None]
+    return effects
 
 
 def _has_slope(labels: np.ndarray, codes: np.ndarray) -> bool:
@@ -182,24 +168,24 @@ def _has_slope(labels: np.ndarray, codes: np.ndarray) -> bool:
     return labels.max() + 1 < cells < len(labels)
 
 
-def _fit(model: Callable, y: np.ndarray, components: list[str]) -> tuple[float, float, float, float, bool, str]:
-    """One row of the table; whatever goes wrong becomes its message."""
-    nan = float("nan")
+def _unusable(y: np.ndarray) -> str:
     if not np.isfinite(y).all():
-        return nan, nan, nan, nan, False, "the feature holds values that are not finite"
-    scale = y.std()
-    if scale == 0:
-        return nan, nan, nan, nan, False, "the feature is constant"
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            # Optimisers stop at absolute tolerances, so every feature is fitted in units of its own spread.
-            fitted = model((y - y.mean()) / scale).fit(reml=True, method=["bfgs", "lbfgs", "powell"])
-            estimate, se, p = fitted.fe_params[1] * scale, fitted.bse_fe[1] * scale, fitted.pvalues[1]
-        except (np.linalg.LinAlgError, ValueError, FloatingPointError) as error:
-            return nan, nan, nan, nan, False, f"the model could not be fitted ({error})"
-    messages = [] if fitted.converged else [str(warning.message).split("\n")[0] for warning in caught]
-    absent = [name for name, variance in zip(components, fitted.vcomp, strict=True) if variance < _NO_VARIANCE]
+        return "the feature holds values that are not finite"
+    return "the feature is constant" if np.ptp(y) == 0 else ""
+
+
+def _fits(values: np.ndarray, exog: np.ndarray, effects: list[np.ndarray]) -> list[MixedFit]:
+    """In units of each feature's own spread, so that its scale does not matter to the optimiser."""
+    return fit_mixed((values - values.mean(axis=0)) / values.std(axis=0), exog, effects)
+
+
+def _row(fit: MixedFit, scale: float, effects: list[str]) -> tuple[float, float, float, float, bool, str]:
+    """Estimates in the feature's units, and what there is to say about them."""
+    z = fit.beta[1] / fit.se[1]
+    messages = [] if fit.converged else ["not converged, or nothing is left for the residual"]
+    absent = [
+        name for name, variance in zip(effects, fit.variances, strict=True) if variance <= _NO_VARIANCE * fit.residual
+    ]
     if absent:
         messages.append(f"no variance found of {listed(absent)}")
-    return estimate, se, estimate / se, p, bool(fitted.converged), "; ".join(dict.fromkeys(messages))
+    return fit.beta[1] * scale, fit.se[1] * scale, z, 2 * special.ndtr(-abs(z)), fit.converged, "; ".join(messages)

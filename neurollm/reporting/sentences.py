@@ -143,11 +143,11 @@ def _answer(result: ContrastResult) -> tuple[str, str, tuple[str, str]]:
         what = f"the interaction of {joined(contrast.factors)}"
         return f"shows {what}", f"show {what}", ("", "")
     if contrast.factors:
-        what = f"between the levels of {contrast.factors[0]}"
+        what = f"to the levels of {contrast.factors[0]}"
     else:
         used = contrast.matrix.any(axis=0)
         names = [name for name, weighed in zip(contrast.parameters, used, strict=True) if weighed]
-        what = f"between {joined(names)}"
+        what = f"to {joined(names)}"
     return f"responds differently {what}", f"respond differently {what}", ("", "")
 
 

@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALPHA = 0.05
-_ELEMENTS = 1 << 22  # shufflings × features at a time
+_ELEMENTS = 1 << 23  # shufflings × features at a time
+_MOST = 256  # shufflings at a time
 _FLAT = 1e-6  # share of a feature's norm below which it is constant in the other folds
 
 
@@ -183,7 +184,7 @@ def cross_fit(
     if work.valid.sum() < n_features:
         raise InvalidInput(f"cross_fit: {work.valid.sum()} features vary, fewer than n_features = {n_features}.")
     draws = work.shuffling.draw(n_perm, random_state)
-    chosen, signs, effects, in_sample = work.run(np.ones(1, int) * -1, draws, (n_features, alternative))
+    chosen, signs, effects, in_sample = work.run(np.array([-1]), draws, (n_features, alternative))
     weights = np.array([part.share for part in work.parts])
     null = np.concatenate(
         [work.run(which, draws, (n_features, alternative))[2] @ weights for which in work.batches(len(draws))]
@@ -227,13 +228,12 @@ class _Part:
     """One fold: the contrast on the other folds and on itself, as weights of the rows of the full table."""
 
     train: np.ndarray
-    others: np.ndarray  # rows of the other folds, and a basis of what is held constant there
-    basis: np.ndarray
+    basis: np.ndarray  # of what is held constant there
     norm: np.ndarray  # of every feature in the other folds; infinite where it is constant
     test: np.ndarray
-    own: np.ndarray
+    own: np.ndarray  # its rows
     own_basis: np.ndarray
-    se: np.ndarray
+    se: np.ndarray  # infinite where a feature does not vary in the fold
     df: int
     share: float
 
@@ -260,7 +260,6 @@ class _Work:
             _part(design, contrast, table, (data, fold_of_rows, fold[table.item_codes], number))
             for number in range(fold.max() + 1)
         )
-        valid &= np.all([np.isfinite(part.se) for part in parts], axis=0)
         # Means of blocks, so that a large table is not made dense a second time.
         spread = np.concatenate(
             [spread_of(dense(table.values[:, i : i + 4096])) for i in range(0, data.shape[1], 4096)]
@@ -269,7 +268,7 @@ class _Work:
 
     def batches(self, count: int) -> list[np.ndarray]:
         """Numbers of shufflings that are computed together."""
-        size = max(1, _ELEMENTS // self.data.shape[1])
+        size = min(max(1, _ELEMENTS // self.data.shape[1]), _MOST)
         return [np.arange(start, min(start + size, count)) for start in range(0, count, size)]
 
     def run(self, which: np.ndarray, draws: Draws, rule: tuple[int, str]) -> tuple[np.ndarray, ...]:
@@ -286,7 +285,7 @@ class _Work:
 
     def _fold(self, part: _Part, which: np.ndarray, draws: Draws, rule: tuple[int, str]) -> tuple[np.ndarray, ...]:
         n_features, alternative = rule
-        train = _moved(part.train, which, draws, part.others, part.basis) @ self.data[part.others]
+        train = _moved(part.train, which, draws, part.basis) @ self.data
         r = np.where(self.valid, train / part.norm, np.nan)
         size = {"two-sided": np.abs(r), "greater": r, "less": -r}[alternative]
         size = np.where(np.isnan(size), -np.inf, size)
@@ -296,16 +295,15 @@ class _Work:
         if alternative != "two-sided":
             signs = np.full_like(signs, 1.0 if alternative == "greater" else -1.0)
         weights = signs / self.spread[top] / n_features
-        moved = _moved(part.test, which, draws, part.own, part.own_basis)
-        held_out = np.einsum("pi,ipj,pj->p", moved, self.data[part.own][:, top], weights, optimize=True)
+        moved = _moved(part.test, which, draws, part.own_basis)[:, part.own]
+        held_out = np.einsum("pi,ipj,pj->p", moved, self.data[part.own[:, None, None], top], weights, optimize=True)
         in_sample = (np.take_along_axis(train, top, axis=1) * weights).sum(axis=1)
         return top, signs, held_out, in_sample
 
 
-def _moved(column: np.ndarray, which: np.ndarray, draws: Draws, rows: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Weights of some rows under shufflings, without what is held constant."""
+def _moved(column: np.ndarray, which: np.ndarray, draws: Draws, basis: np.ndarray) -> np.ndarray:
+    """Weights of the rows under shufflings (no row leaves its fold), without what is held constant there."""
     moved = np.tile(column, (len(which), 1)) if which[0] < 0 else draws.rows(column, which)
-    moved = moved[:, rows]
     return moved - (moved @ basis) @ basis.T if basis.shape[1] else moved
 
 
@@ -323,26 +321,17 @@ def _part(design: Design, contrast: Contrast, table: ItemTable, place: tuple) ->
                 f"cross_fit: the items of a fold do not suffice to test '{contrast.name}' in the same way as all items; "
                 "use fewer folds."
             )
-        column = np.zeros(len(data))
+        column, basis = np.zeros(len(data)), np.zeros((len(data), plan.hypothesis.nuisance.shape[1]))
         column[rows] = plan.scale * plan.hypothesis.tested[:, 0]
-        halves.append((column, rows, plan, linear_fit(data[rows], plan.hypothesis)))
-    (train, others, plan, fit), (test, own, own_plan, own_fit) = halves
-    whole = np.sqrt(((data[others] - data[others].mean(axis=0)) ** 2).sum(axis=0))
+        basis[rows] = plan.hypothesis.nuisance
+        halves.append((column, rows, basis, plan, linear_fit(data[rows], plan.hypothesis)))
+    (train, rows, basis, _, fit), (test, own, own_basis, plan, own_fit) = halves
+    whole = np.sqrt(((data[rows] - data[rows].mean(axis=0)) ** 2).sum(axis=0))
     norm = np.where(fit.norm > _FLAT * whole, fit.norm, np.inf)
     with np.errstate(invalid="ignore"):
-        se = own_plan.scale * np.sqrt(own_fit.residual / own_fit.df)
-    return _Part(
-        train,
-        others,
-        plan.hypothesis.nuisance,
-        norm,
-        test,
-        own,
-        own_plan.hypothesis.nuisance,
-        se,
-        own_fit.df,
-        len(own) / len(data),
-    )
+        se = plan.scale * np.sqrt(own_fit.residual / own_fit.df)
+    se = np.where(own_fit.norm > 0, se, np.inf)
+    return _Part(train, basis, norm, test, own, own_basis, se, own_fit.df, len(own) / len(data))
 
 
 def _subtable(table: ItemTable, which: np.ndarray) -> ItemTable:

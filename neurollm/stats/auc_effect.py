@@ -32,9 +32,7 @@ _BISECTIONS = 60
 _CONSTANT = 1e-14  # variances of placements below this are rounding
 
 
-def auc_interval(
-    Y: Any, positive: np.ndarray, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def auc_interval(Y: Any, positive: np.ndarray, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """AUC of V features between two independent groups of items, with its interval.
 
     Parameters

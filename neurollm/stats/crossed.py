@@ -131,8 +131,8 @@ def _balanced(
         n_items //= k
     needed = k * n_items * n_templates
     cells = np.unique(np.stack([conditions, items, templates]), axis=1).shape[1]
-    within = nested and (per_item.sum(axis=0) == n_items).all() or not nested
-    if not (within and cells == needed == n_rows):
+    equal = not nested or (per_item.sum(axis=0) == n_items).all()
+    if not (equal and cells == needed == n_rows):
         raise InvalidInput(
             f"the design is unbalanced: {n_rows} rows in {cells} different cells, where {needed} are needed, one of "
             f"each of {k} conditions × {n_items} items × {n_templates} templates (items in every condition, or each in "
@@ -148,7 +148,7 @@ def _balanced(
 
 def _sums_of_squares(cells: np.ndarray, nested: bool) -> np.ndarray:
     """Of condition, items, templates and residual: squared norms of centred averages; cells (k, I, T, columns)."""
-    k, n_items, n_templates, _ = cells.shape
+    _, n_items, n_templates, _ = cells.shape
     total = np.square(cells).sum(axis=(0, 1, 2))
     cells = cells - cells.mean(axis=(0, 1, 2))
     condition = cells.mean(axis=(1, 2))
@@ -187,6 +187,4 @@ def _tests(mean_squares: np.ndarray, df: list[int], nested: bool) -> CrossedAnov
             (df_upper, df_both, quasi_f),
         )
     ]
-    return CrossedAnova(
-        f_items, f_templates, min_f, quasi_f, *p, *df, df_both, df_both, df_upper, mean_squares, nested
-    )
+    return CrossedAnova(f_items, f_templates, min_f, quasi_f, *p, *df, df_both, df_both, df_upper, mean_squares, nested)

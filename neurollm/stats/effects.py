@@ -13,6 +13,7 @@ from scipy import special
 
 from neurollm.stats.inversion import on_nodes, solve_percentile
 
+
 def hedges_g(
     t: np.ndarray, df: float, unit: float, confidence: float = 0.95
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

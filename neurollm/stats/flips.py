@@ -16,18 +16,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from scipy import sparse, special
+from scipy import special
 
 from neurollm.errors import InvalidInput
-from neurollm.stats.arrays import BLOCK, column_blocks
 from neurollm.stats.moments import Alternative
-from neurollm.stats.power_sums import SPARSE_BLOCK, canonical_columns
+from neurollm.stats.nonzeros import lattice_step, nonzero_rows
 
-MOST_ENUMERATED = 14  # nonzeros of a column whose signs are all tried
 _MOST_STEPS = 200  # of Newton's method; 5 to 25 are usual
-_CELLS = 1 << 20  # numbers in one work array
 _TIES = 1e-6  # relative difference up to which two sums are called equal, as in the permutation kernel
-_MULTIPLES = 1e-6  # how far a ratio of differences may be from a whole number
 
 
 def sign_flip_p(Y: Any, r: np.ndarray, alternative: Alternative = "two-sided") -> np.ndarray:
@@ -62,47 +58,12 @@ def sign_flip_p(Y: Any, r: np.ndarray, alternative: Alternative = "two-sided") -
         raise InvalidInput(f"r has shape {z.shape}; expected one statistic for each of the {Y.shape[1]} columns.")
     extreme = {"two-sided": np.abs(z), "greater": z, "less": -z}[alternative]
     p = np.full(z.shape, np.nan)
-    for columns, block in _nonzeros(Y):
-        p[columns] = _upper(block, extreme[columns])
-    return np.minimum(2 * p, 1) if alternative == "two-sided" else p
-
-
-def _nonzeros(Y: Any):
-    """Blocks of columns as CSC without zeros."""
-    if sparse.issparse(Y):
-        csc = canonical_columns(Y)
-        blocks = (
-            (slice(start, start + SPARSE_BLOCK), csc[:, start : start + SPARSE_BLOCK].copy())
-            for start in range(0, csc.shape[1], SPARSE_BLOCK)
-        )
-    else:
-        blocks = ((columns, sparse.csc_array(block)) for columns, block in column_blocks(Y, BLOCK))
-    for columns, block in blocks:
-        block.eliminate_zeros()
-        yield columns, block
-
-
-def _upper(block: sparse.csc_array, z: np.ndarray) -> np.ndarray:
-    """P(Z ≥ z) of each column, by groups of similar numbers of nonzeros."""
-    p = np.full(z.shape, np.nan)
-    counts = np.diff(block.indptr)
-    finite = np.isfinite(z) & (counts > 0) & np.isfinite(np.ones(block.shape[0]) @ block)
-    order = np.flatnonzero(finite)[np.argsort(counts[finite], kind="stable")]
-    while order.size:
-        few = counts[order[0]] <= MOST_ENUMERATED
-        width = 2 ** counts[order[0]] if few else counts[order[-1]]
-        size = max(1, int(_CELLS // width))
-        part = order[:size]
-        if few:  # one number of nonzeros at a time
-            part = part[counts[part] == counts[part[0]]]
-        a = np.zeros((part.size, counts[part[-1]]))
-        filled = np.arange(a.shape[1]) < counts[part, None]
-        a[filled] = np.abs(block.data[(block.indptr[part, None] + np.arange(a.shape[1]))[filled]])
-        a /= a.max(axis=1, keepdims=True)  # before squaring, so that nothing under- or overflows
+    for part in nonzero_rows(Y, np.isfinite(z)):
+        a = np.abs(part.values)
         a /= np.sqrt(np.sum(a**2, axis=1, keepdims=True))
-        p[part] = _enumerated(a, z[part]) if few else _saddlepoint(a, z[part], counts[part])
-        order = order[part.size :]
-    return p
+        here = extreme[part.features]
+        p[part.features] = _enumerated(a, here) if part.few else _saddlepoint(a, here, part.counts)
+    return np.minimum(2 * p, 1) if alternative == "two-sided" else p
 
 
 def _enumerated(a: np.ndarray, z: np.ndarray) -> np.ndarray:
@@ -115,7 +76,7 @@ def _enumerated(a: np.ndarray, z: np.ndarray) -> np.ndarray:
 
 def _saddlepoint(a: np.ndarray, z: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Barndorff-Nielsen's tail of Σ s a; a may be padded with zeros."""
-    step = _lattice(a)
+    step = lattice_step(a)
     least = 0.5**counts
     target = np.abs(z - step)  # by symmetry, where it is negative
     inside = target < a.sum(axis=1) * (1 - 1e-9)
@@ -150,11 +111,3 @@ def _solve(a: np.ndarray, target: np.ndarray) -> np.ndarray:
         theta[left] += np.maximum(miss, 0) / np.sum((here * _sech(x)) ** 2, axis=1)
         left = left[miss > 1e-10 * target[left]]
     return theta
-
-
-def _lattice(a: np.ndarray) -> np.ndarray:
-    """The smallest of the nonzeros of each row where all are multiples of it, else 0."""
-    smallest = np.min(np.where(a > 0, a, np.inf), axis=1)
-    ratio = a / smallest[:, None]
-    multiples = (np.abs(ratio - np.round(ratio)) < _MULTIPLES).all(axis=1) & (ratio.max(axis=1) < 1000)
-    return np.where(multiples, smallest, 0)

@@ -4,7 +4,7 @@
   threshold in the share `power` of studies. The threshold is the one in use, such as the critical value of the
   largest |t| over all features, not that of a single test.
 * Items and templates both random (Westfall, Kenny and Judd 2014): with condition coded c = ±1, a value is
-  ``c·effect/2 + I + c·IC + T + c·TC + IT + e``. With p items and q templates the difference of the two means has variance
+  ``c·effect/2 + I + c·IC + T + c·TC + IT + e``. With p items and q templates the difference of the means has variance
 
       4 V_IC/p + 4 V_TC/q + 2 V_e/(pq)                      items in both conditions,
       4 (V_I + V_IC)/p + 4 V_TC/q + 4 (V_IT + V_e)/(pq)     half of the items in each condition.
@@ -67,9 +67,7 @@ def smallest_detectable(
     if (critical < 0).any():
         raise InvalidInput(f"a threshold of t must be at least 0, found {np.nanmin(critical):.4g}.")
     if not (df > 0 and unit > 0 and 0 < power < 1):
-        raise InvalidInput(
-            f"df and unit must be above 0 and power between 0 and 1, found {df}, {unit} and {power}."
-        )
+        raise InvalidInput(f"df and unit must be above 0 and power between 0 and 1, found {df}, {unit} and {power}.")
     if alternative not in ("two-sided", "greater", "less"):
         raise InvalidInput(f"alternative is {alternative!r}; it must be 'two-sided', 'greater' or 'less'.")
     two_sided = alternative == "two-sided"
@@ -209,7 +207,9 @@ def crossed_power(
     for index, start in enumerate(range(0, n_simulations, _PER_STREAM)):
         rng = stream(random_state, "crossed_power", index)
         cells = _simulate(rng, shape, effect, variances, nested)[..., : n_simulations - start]
-        result = crossed_anova(cells.reshape(condition.size, -1), condition, item + nested * condition * n_items, template)
+        result = crossed_anova(
+            cells.reshape(condition.size, -1), condition, item + nested * condition * n_items, template
+        )
         both = np.maximum(result.p_items, result.p_templates)
         p = np.stack([result.p_items, result.p_templates, both, result.p_min_f, result.p_quasi_f])
         counts += (p <= alpha).sum(axis=1)
@@ -247,9 +247,7 @@ def _simulate(
     return values + draw("item_template", per_condition, n_items, n_templates) + draw("residual", *shape)
 
 
-def _closed_form(
-    p: int, q: int, effect: float, variances: Variances, nested: bool, alpha: float
-) -> float:
+def _closed_form(p: int, q: int, effect: float, variances: Variances, nested: bool, alpha: float) -> float:
     """Two-sided noncentral t power at the expected mean squares of items, templates and residual."""
     if nested:
         residual = variances.residual + variances.item_template

@@ -43,9 +43,7 @@ def wilson_interval(p: np.ndarray, n: np.ndarray | float, confidence: float = 0.
     return np.minimum(np.clip(low, 0, None), p), np.maximum(np.clip(high, None, 1), p)
 
 
-def tango_interval(
-    b: np.ndarray, c: np.ndarray, n: int, confidence: float = 0.95
-) -> tuple[np.ndarray, np.ndarray]:
+def tango_interval(b: np.ndarray, c: np.ndarray, n: int, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
     """Score interval of the difference of two paired proportions.
 
     Parameters

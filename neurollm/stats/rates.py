@@ -101,8 +101,9 @@ def paired_rate_difference(
     [-0.286, -0.507, -0.026]
     """
     if rates_a.shape != rates_b.shape:
-        raise InvalidInput(f"the two sides must hold the same items and features, found {rates_a.shape} and "
-                           f"{rates_b.shape}.")
+        raise InvalidInput(
+            f"the two sides must hold the same items and features, found {rates_a.shape} and {rates_b.shape}."
+        )
     _check_sizes(rates_a.shape[0])
     out = np.empty((3, rates_a.shape[1]))
     for (columns, a), (_, b) in zip(column_blocks(rates_a), column_blocks(rates_b), strict=True):

@@ -21,7 +21,7 @@ import numpy as np
 from scipy import linalg, optimize
 
 _LARGEST = np.log(1e10)  # of x
-_RESIDUAL = 1e-9  # a residual below this share of the sum of squares is rounding
+_RESIDUAL = 1e-9  # a residual below this share of the sum of squares of y is rounding
 _FLAT = 1e-4  # largest slope of the deviance, per unit of x, at a solution
 
 
@@ -85,7 +85,7 @@ def fit_mixed(Y: np.ndarray, X: np.ndarray, Z: list[np.ndarray]) -> list[MixedFi
         ratios, sum_of_squares, flat = problem.minimise()
         residual = sum_of_squares / problem.df
         beta, unscaled = _generalised_least_squares(y, X, joined, ratios[effect])
-        converged = flat and sum_of_squares > _RESIDUAL * total
+        converged = flat and bool(sum_of_squares > _RESIDUAL * np.square(y).sum())
         fits.append(MixedFit(beta, np.sqrt(residual * np.diag(unscaled)), ratios * residual, residual, converged))
     return fits
 
@@ -106,7 +106,9 @@ class _Deviance:
         bounds = [(0, _LARGEST)] * self.size.size
         starts = (np.full(self.size.size, x) for x in (np.log(2), np.log(1.1)))
         options = {"ftol": 1e-14, "gtol": _FLAT / 100, "maxiter": 500}
-        found = [optimize.minimize(self, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for x in starts]
+        found = [
+            optimize.minimize(self, x, jac=True, method="L-BFGS-B", bounds=bounds, options=options) for x in starts
+        ]
         best = min(found, key=lambda result: result.fun)
         slope = np.where((best.x <= 0) & (best.jac > 0) | (best.x >= _LARGEST) & (best.jac < 0), 0, best.jac)
         ratios = np.expm1(best.x) / self.size

@@ -1,5 +1,7 @@
 """Equivalence tests and Bayes factors against pingouin, statsmodels, published values and adaptive quadrature."""
 
+from itertools import pairwise
+
 import numpy as np
 import pingouin
 import pytest
@@ -20,7 +22,7 @@ def test_paired_equivalence_equals_statsmodels_and_pingouin():
         np.testing.assert_allclose(p[v], ttost_paired(a[:, v], b[:, v], -0.4 * sd, 0.6 * sd)[0])
         symmetric = equivalence(stats.ttest_rel(a, b).statistic, 24, 1 / 5, (-0.5, 0.5))[v]
         theirs = pingouin.tost(a[:, v], b[:, v], bound=0.5 * sd, paired=True)
-        np.testing.assert_allclose(symmetric, theirs[[c for c in theirs if c.startswith("p")][0]].iloc[0])
+        np.testing.assert_allclose(symmetric, theirs[next(c for c in theirs if c.startswith("p"))].iloc[0])
 
 
 def test_independent_equivalence_equals_statsmodels():
@@ -50,7 +52,7 @@ def marginal_ratio(t, n, df, r):
 
     peak = t / np.sqrt(n)
     pieces = peak + np.array([-40, -4, -1, 0, 1, 4, 40]) / np.sqrt(n)
-    total = sum(integrate.quad(integrand, a, b, epsabs=0, epsrel=1e-10)[0] for a, b in zip(pieces, pieces[1:], strict=False))
+    total = sum(integrate.quad(integrand, a, b, epsabs=0, epsrel=1e-10)[0] for a, b in pairwise(pieces))
     return total / stats.t.pdf(t, df)
 
 

@@ -32,8 +32,10 @@ def test_any_threshold_is_passed_with_the_power(df):
     rng = np.random.default_rng(0)
     t = (rng.normal(size=100_000) + noncentrality[:, None]) / np.sqrt(rng.chisquare(df, 100_000) / df)
     np.testing.assert_allclose((np.abs(t) > critical[:, None]).mean(axis=1), 0.9, atol=0.005)
-    np.testing.assert_array_equal(-smallest_detectable(critical, df, 1.0, alternative="less"),
-                                  smallest_detectable(critical, df, 1.0, alternative="greater"))
+    np.testing.assert_array_equal(
+        -smallest_detectable(critical, df, 1.0, alternative="less"),
+        smallest_detectable(critical, df, 1.0, alternative="greater"),
+    )
 
 
 def test_edges():
