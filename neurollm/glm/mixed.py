@@ -78,7 +78,7 @@ def mixed_model(
     >>> obs = pd.DataFrame({"condition": ["a", "b"] * 20, "item": np.repeat(np.arange(20), 2)})
     >>> values = rng.normal(size=(40, 1)) + 2 * (obs[["condition"]] == "b").to_numpy()
     >>> frame = mixed_model(values, obs, "condition")
-    >>> abs(frame["estimate"].iloc[0] - 2) < 1, bool(frame["converged"].iloc[0])
+    >>> bool(abs(frame["estimate"].iloc[0] - 2) < 1), bool(frame["converged"].iloc[0])
     (True, True)
     """
     import pandas as pd

@@ -59,6 +59,8 @@ class CrossFit:
     effect : float
         Mean over items of the held-out effect of the region, in mean standard deviations of its features and in the
         direction in which they were chosen: positive if the selection generalises. Unbiased.
+    effect_low, effect_high : float
+        95 % interval: the null distribution of `effect` shifted to it, so that dependence between folds counts.
     fold_effect : ndarray, shape (K,)
     in_sample : float
         The same for the items that chose the features: what double dipping would have reported.
@@ -84,6 +86,8 @@ class CrossFit:
     selected: tuple[tuple[int | str, ...], ...]
     fold: np.ndarray
     effect: float
+    effect_low: float
+    effect_high: float
     fold_effect: np.ndarray
     in_sample: float
     p: float
@@ -110,7 +114,7 @@ class CrossFit:
         """The result in one sentence."""
         return (
             f"{self.contrast.name}: {len(self.selected[0])} features chosen in each of {len(self.selected)} folds have a "
-            f"held-out effect of {self.effect:.2f} SD (in sample {self.in_sample:.2f}), p = {self.p:.3g} "
+            f"held-out effect of {self.effect:.2f} SD [{self.effect_low:.2f}, {self.effect_high:.2f}] (in sample {self.in_sample:.2f}), p = {self.p:.3g} "
             f"({self.n_perm:,} shufflings of the whole procedure, {self.n_items} items)."
         )
 
@@ -190,6 +194,7 @@ def cross_fit(
         [work.run(which, draws, (n_features, alternative))[2] @ weights for which in work.batches(len(draws))]
     )
     effect = float(effects[0] @ weights)
+    low, high = effect - np.quantile(null, [1 - ALPHA / 2, ALPHA / 2])
     reached = int((null >= effect - 1e-9 * abs(effect)).sum())
     extra = 0 if draws.exhaustive else 1
     return CrossFit(
@@ -197,6 +202,8 @@ def cross_fit(
         selected=tuple(tuple(features[fold_chosen].tolist()) for fold_chosen in chosen[0]),
         fold=fold,
         effect=effect,
+        effect_low=float(low),
+        effect_high=float(high),
         fold_effect=effects[0],
         in_sample=float(in_sample[0] @ weights),
         p=(reached + extra) / (len(draws) + extra),
