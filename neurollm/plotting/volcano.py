@@ -61,7 +61,8 @@ def plot_volcano(
     height[drawn] = -np.log10(np.maximum(p[drawn], SMALLEST))
     significant = drawn & (np.nan_to_num(decisive_p(result)[0], nan=1.0) <= alpha)
     cloud = drawn & ~significant
-    ax.axvline(0, color=RULE, linewidth=0.7, zorder=0)
+    if not result.is_f:
+        ax.axvline(0, color=RULE, linewidth=0.7, zorder=0)
     ax.scatter(size[cloud], height[cloud], s=9, color=CLOUD, alpha=0.55, linewidths=0, rasterized=True)
     for color, marker, chosen in (
         (POSITIVE, "o", significant & (size >= 0)),

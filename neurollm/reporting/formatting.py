@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from typing import Any
 
@@ -199,4 +200,4 @@ def statistics(text: Any) -> Markup:
         ("g_z", "<i>g</i><sub>z</sub>"),
     ):
         html = Markup(html.replace(symbol, Markup(markup)))
-    return html
+    return Markup(re.sub(r"\bq(?= (?:[≤=]|&lt;)|$)", "<i>q</i>", html))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from neurollm.plotting.sides import contrast_sides, has_sides
+from neurollm.plotting.sides import contrast_sides, has_sides, joined
 from neurollm.reporting.formatting import count, decimal, exact, is_number, plural, proportion
 from neurollm.reporting.sentences import FDR_NAMES, P_METHODS, method_phrase, tally
 
@@ -60,7 +60,7 @@ _REASONS = {"too few active items": "active in too few items"}
 _SIZES = {
     "hedges_g_z": "Hedges’ g_z (mean item difference over its standard deviation, small-sample corrected) with 95% "
     "confidence intervals from the noncentral t distribution (Hedges, 1981)",
-    "hedges_g": "Hedges’ g (difference of item means over the pooled standard deviation, small-sample corrected) with "
+    "hedges_g": "Hedges’ g (the effect over the pooled residual standard deviation, small-sample corrected) with "
     "95% confidence intervals from the noncentral t distribution (Hedges, 1981)",
     "partial_eta2": "partial η² with 95% confidence intervals from the noncentral F distribution (Steiger, 2004)",
 }
@@ -150,14 +150,13 @@ def _tests(study: Study) -> list[str]:
     results = list(study.results.values())
     reasons = sorted({why for result in results for why, n in result.not_tested.items() if n})
     told = " or ".join(_REASONS.get(why, why) for why in reasons)
-    sizes = sorted({_SIZES[result.effect_size_kind] for result in results})
     return [
         f"Each feature was averaged within {results[0].exchange.unit} and condition.",
         *_schemes(results),
         *_uncorrected(results),
         *_corrected(study, results),
         f"Features were not tested when they were {told}." if told else "",
-        f"Effect sizes are {'; for other contrasts '.join(sizes)}.",
+        f"Effect sizes are {_shared(results, _SIZES, 'effect_size_kind')}.",
     ]
 
 
@@ -167,9 +166,8 @@ def _schemes(results: list[ContrastResult]) -> list[str]:
     for result in results:
         clause = f"tested by {_statistic(result)}"
         if result.exchange.n_perm:
-            clause += f", with a null distribution from {method_phrase(result)}{_kept(result)} ({result.alternative})"
-        else:
-            clause += f" ({result.alternative})"
+            clause += f", with a null distribution from {method_phrase(result)}{_kept(result)}"
+        clause += "" if result.is_f else f" ({result.alternative})"
         asked = " with ".join(contrast_sides(result.contrast)) if has_sides(result) else result.name
         groups.setdefault(clause, []).append(asked)
     return [
@@ -213,16 +211,24 @@ def _kept(result: ContrastResult) -> str:
 
 def _uncorrected(results: list[ContrastResult]) -> list[str]:
     """Where p and q come from."""
-    methods = dict.fromkeys(result.p_method for result in results)
-    sources = [
-        P_METHODS.get(name, name) + (f" ({_P_SOURCES[name]})" if name in _P_SOURCES else "") for name in methods
-    ]
-    rates = dict.fromkeys(result.fdr for result in results)
-    adjusted = " and ".join(f"{FDR_NAMES[name]} ({_FDR_SOURCES[name]})" for name in rates)
+    sources = {
+        name: text + (f" ({_P_SOURCES[name]})" if name in _P_SOURCES else "") for name, text in P_METHODS.items()
+    }
+    rates = {name: f"{text} ({_FDR_SOURCES[name]})" for name, text in FDR_NAMES.items()}
     return [
-        f"Uncorrected p values are those of {'; for other contrasts of '.join(sources)}; "
-        f"q is p adjusted for the false discovery rate by the method of {adjusted}."
+        f"Uncorrected p values are those of {_shared(results, sources, 'p_method')}; q values are p values adjusted for the "
+        f"false discovery rate by the method of {_shared(results, rates, 'fdr')}."
     ]
+
+
+def _shared(results: list[ContrastResult], words: dict[str, str], field: str) -> str:
+    """What all contrasts have in common, or which of them have what."""
+    names: dict[str, list[str]] = {}
+    for result in results:
+        names.setdefault(getattr(result, field), []).append(result.name)
+    if len(names) == 1:
+        return words[next(iter(names))]
+    return "; ".join(f"{words[kind]}, for {joined(which)}" for kind, which in names.items())
 
 
 def _corrected(study: Study, results: list[ContrastResult]) -> list[str]:

@@ -26,7 +26,8 @@ from neurollm.stats.nonzeros import lattice_step, nonzero_rows
 
 _MOST_STEPS = 200  # of Newton's method, halvings included; 5 to 30 are usual
 _SOLVED = 1e-12  # Newton decrement
-_CONSTANT = 1e-24  # a sum of squares below this share of its raw one is rounding
+_CONSTANT = 1e-12  # a standard deviation below this share of the largest value is rounding
+_NEAR = 3e-3
 _TIES = 1e-6  # relative difference up to which two sums are called equal, as in the permutation kernel
 
 
@@ -61,7 +62,7 @@ def two_group_p(x: np.ndarray, Y: Any, r: np.ndarray, alternative: Alternative =
     [0.167]
     """
     x, r = np.asarray(x, float), np.asarray(r, float)
-    n, n1, gap = _groups(x, Y.shape[0])
+    n, n1 = _groups(x, Y.shape[0])
     if r.shape != (Y.shape[1],):
         raise InvalidInput(f"r has shape {r.shape}; expected one statistic for each of the {Y.shape[1]} columns.")
     p = np.full(r.shape, np.nan)
@@ -69,19 +70,18 @@ def two_group_p(x: np.ndarray, Y: Any, r: np.ndarray, alternative: Alternative =
         observed = r[part.features]
         side = {"two-sided": np.where(observed < 0, -1.0, 1.0), "greater": 1.0, "less": -1.0}[alternative]
         y = part.values * np.reshape(side, (-1, 1))
-        mean = y.sum(axis=1) / n
-        # The rows hold padding zeros, and n − width zeros are not even there.
-        spread = np.sum((y - mean[:, None]) ** 2, axis=1) + (n - y.shape[1]) * mean**2
-        unit = np.sqrt(np.where(spread > _CONSTANT * np.sum(y**2, axis=1), spread, np.nan)) / gap
-        s = side * observed * unit + n1 * mean
+        # r has standard deviation 1/√(n − 1).
+        mean, deviation = _mean_and_deviation(y, n, n1)
+        unit = np.where(deviation > _CONSTANT * np.abs(y).max(axis=1), deviation, np.nan) * np.sqrt(n - 1)
+        s = side * observed * unit + mean
         slack = (_TIES * np.abs(observed) + 1e-3 * _TIES) * unit
         tail = _enumerated(y, s - slack, n, n1) if part.few else _saddlepoint(y, s, slack, (n, n1))
         p[part.features] = np.where(np.isnan(unit), np.nan, tail)
     return np.minimum(2 * p, 1) if alternative == "two-sided" else p
 
 
-def _groups(x: np.ndarray, n: int) -> tuple[int, int, float]:
-    """Rows, rows with the larger value, and the difference of the two values."""
+def _groups(x: np.ndarray, n: int) -> tuple[int, int]:
+    """Number of rows, and of those with the larger value."""
     if x.shape != (n,):
         raise InvalidInput(f"x has shape {x.shape}; expected one number for each of the {n} rows.")
     larger = x > 0
@@ -90,7 +90,7 @@ def _groups(x: np.ndarray, n: int) -> tuple[int, int, float]:
         raise InvalidInput("x must have two values, one above and one below 0.")
     if abs(x.sum()) > 1e-8 or abs(x @ x - 1) > 1e-8:
         raise InvalidInput("x must be centred and of unit norm.")
-    return n, n1, float(x[larger].mean() - x[~larger].mean())
+    return n, n1
 
 
 def _enumerated(y: np.ndarray, s: np.ndarray, n: int, n1: int) -> np.ndarray:
@@ -114,15 +114,29 @@ def _saddlepoint(y: np.ndarray, s: np.ndarray, slack: np.ndarray, sizes: tuple[i
     smallest = -_largest_sum(-y, n, n1)[0]
     half = lattice_step(y) / 2
     inside = (s < largest - slack) & (s - half > smallest + slack)
-    target = np.where(inside, s - half, y.sum(axis=1) * n1 / n)
+    target = _away_from_mean(y, np.where(inside, s - half, np.inf), n, n1)
     theta, _, objective, _, _, ff, tf, tt = _solve(y, target, n, n1)
     w = np.sign(theta) * np.sqrt(np.maximum(-2 * objective, 0))
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         slope = np.where(half > 0, np.sinh(theta * half) / half, theta)
         shift = np.log(slope * np.sqrt((ff * tt - tf**2) / (n1 * (1 - n1 / n))) / w) / w
-    # The shift tends to a finite value at the mean, where it is 0/0; there it is left out.
-    tail = special.ndtr(-w - np.where((np.abs(w) > 1e-4) & np.isfinite(shift), shift, 0))
+    tail = special.ndtr(-w - np.where(np.isfinite(shift), shift, 0))
     return np.clip(np.where(inside, tail, s <= largest / 2 + smallest / 2), probability, 1)
+
+
+def _away_from_mean(y: np.ndarray, s: np.ndarray, n: int, n1: int) -> np.ndarray:
+    """Sums at least 0.003 standard deviations from their mean, where the formula is 0/0; there for an infinite one."""
+    mean, deviation = _mean_and_deviation(y, n, n1)
+    near = ~(np.abs(s - mean) >= _NEAR * deviation) | np.isinf(s)
+    return np.where(near, mean + _NEAR * deviation, s)
+
+
+def _mean_and_deviation(y: np.ndarray, n: int, n1: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of the sum over n1 random rows."""
+    mean = y.sum(axis=1) / n
+    # The rows hold padding zeros, and n − width zeros are not even there.
+    spread = np.sum((y - mean[:, None]) ** 2, axis=1) + (n - y.shape[1]) * mean**2
+    return n1 * mean, np.sqrt(spread * n1 * (n - n1) / (n * (n - 1)))
 
 
 def _largest_sum(y: np.ndarray, n: int, n1: int) -> tuple[np.ndarray, np.ndarray]:
@@ -137,10 +151,9 @@ def _largest_sum(y: np.ndarray, n: int, n1: int) -> tuple[np.ndarray, np.ndarray
 
 def _solve(y: np.ndarray, s: np.ndarray, n: int, n1: int) -> np.ndarray:
     """Minimise the convex K − θs − φn1 by Newton's method with halved steps; the rows of `_terms` at the minimum."""
-    mean = y.sum(axis=1) / n
-    spread = np.sum((y - mean[:, None]) ** 2, axis=1) + (n - y.shape[1]) * mean**2
-    theta = (s - n1 * mean) / (spread * n1 * (n - n1) / (n * (n - 1)))
-    state = _terms(theta, -theta * mean, y, s, (n, n1))
+    mean, deviation = _mean_and_deviation(y, n, n1)
+    theta = np.divide(s - mean, deviation**2, where=deviation > 0, out=np.zeros_like(s))
+    state = _terms(theta, -theta * mean / n1, y, s, (n, n1))
     start = _terms(np.zeros_like(theta), np.zeros_like(theta), y, s, (n, n1))
     state = np.where(state[2] < 0, state, start)
     live, factor = np.arange(len(y)), np.ones(len(y))

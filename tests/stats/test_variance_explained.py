@@ -52,6 +52,16 @@ def test_large_f_keeps_its_percentiles(df):
     assert (huge > 0.999).all() and (huge <= 1).all()
 
 
+@pytest.mark.parametrize(("q", "df"), [(1, 1), (1, 3), (2, 60), (8, 500)])
+def test_many_features_have_the_intervals_of_few(q, df):
+    """Many are read from a spline, also near the F whose lower limit becomes 0."""
+    f = np.random.default_rng(0).noncentral_chisquare(q, 6, 6000) ** 2 / q
+    many = partial_eta_squared(f, q, df)
+    few = np.hstack([partial_eta_squared(part, q, df) for part in np.split(f, 6)])
+    np.testing.assert_allclose(many, few, atol=1e-6)
+    assert (many[1] == 0).any() and (many[1] > 0).any()
+
+
 def test_ninety_percent_interval_agrees_with_the_f_test_at_five():
     f = np.array([stats.f.isf(0.0501, 2, 30), stats.f.isf(0.0499, 2, 30)])
     low = partial_eta_squared(f, 2, 30, confidence=0.90)[1]
