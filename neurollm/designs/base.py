@@ -149,7 +149,9 @@ class Design(ABC):
         items = self.item_labels(obs)
         if self.blocks is not None:
             self._check_blocks(obs, items)
-        table, averages = average_trials(obs, items, cells, names, self.covariates)
+        if self.template is not None:
+            self.column(obs, self.template)
+        table, averages = average_trials(obs, (items, cells), names, self.covariates, self.template)
         return table if X is None else filled(table, averages, X, transform)
 
     def item_labels(self, obs: pd.DataFrame) -> np.ndarray:
@@ -198,7 +200,7 @@ the 3 items (8 possible shufflings).
         plain = {"type": self.type}
         for field in fields(self):
             value = getattr(self, field.name)
-            if field.name in ("item",) or value != field.default:
+            if field.name == "item" or value != field.default:
                 plain[field.name] = _plain(value)
         return plain
 

@@ -36,6 +36,8 @@ class ItemTable:
     item_codes, cell_codes : ndarray of int, shape (n_rows,)
     n_trials : ndarray of int, shape (n_rows,)
         Trials averaged in each row.
+    wordings : ndarray of int, shape (n_rows,)
+        Rows with the same number average the same set of templates (all 0 without templates).
     obs : DataFrame, n_rows rows
         Covariates (averaged) and the other columns of the design (those of the row's first trial).
     """
@@ -47,6 +49,7 @@ class ItemTable:
     item_codes: np.ndarray
     cell_codes: np.ndarray
     n_trials: np.ndarray
+    wordings: np.ndarray
     obs: pd.DataFrame
 
     @property
@@ -56,7 +59,11 @@ class ItemTable:
 
 
 def average_trials(
-    obs: pd.DataFrame, items: np.ndarray, cells: np.ndarray, names: tuple[str, ...], covariates: tuple[str, ...]
+    obs: pd.DataFrame,
+    codes: tuple[np.ndarray, np.ndarray],
+    names: tuple[str, ...],
+    covariates: tuple[str, ...],
+    template: str | None = None,
 ) -> tuple[ItemTable, sparse.csr_array]:
     """The table's rows without values, and the matrix that averages trials into them.
 
@@ -64,18 +71,21 @@ def average_trials(
     ----------
     obs : DataFrame
         One row per trial.
-    items : ndarray of str, shape (n_trials,)
-    cells : ndarray of int, shape (n_trials,)
+    codes : (ndarray of str, ndarray of int), shape (n_trials,)
+        Item and cell of every trial.
     names : tuple of str
         Name of each cell number.
     covariates : tuple of str
         Columns that are averaged like the values.
+    template : str, optional
+        Column of the wording.
 
     Returns
     -------
     table : ItemTable
     averages : csr_array, shape (n_rows, n_trials)
     """
+    items, cells = codes
     labels, item_codes = np.unique(items, return_inverse=True)
     keys, first, row = np.unique(item_codes * len(names) + cells, return_index=True, return_inverse=True)
     n_trials = np.bincount(row)
@@ -83,8 +93,15 @@ def average_trials(
     frame = obs.iloc[first].reset_index(drop=True)
     for name in covariates:
         frame[name] = averages @ obs[name].to_numpy(float)
+    wordings = np.zeros(keys.size, int)
+    if template is not None:
+        sets: list[set[str]] = [set() for _ in range(keys.size)]
+        for index, wording in zip(row, obs[template].astype(str), strict=True):
+            sets[index].add(wording)
+        known: dict[frozenset[str], int] = {}
+        wordings = np.array([known.setdefault(frozenset(found), len(known)) for found in sets], dtype=int)
     item_of, cell_of = keys // len(names), keys % len(names)
-    table = ItemTable(None, None, tuple(map(str, labels)), names, item_of, cell_of, n_trials, frame)
+    table = ItemTable(None, None, tuple(map(str, labels)), names, item_of, cell_of, n_trials, wordings, frame)
     return table, averages
 
 

@@ -293,7 +293,7 @@ class FeatureGLM(BaseEstimator):
         if n_unequal > UNEQUAL_SHARE * n_items:
             told.append(
                 f"contrast '{contrast.name}': in {n_unequal} of {n_items} {unit}s the conditions were averaged over "
-                "different numbers of trials, so they may also differ in wording; "
+                "different trials, so they may also differ in wording; "
                 f"give every {unit} the same templates in all conditions."
             )
         if not tested.any():
@@ -303,12 +303,15 @@ class FeatureGLM(BaseEstimator):
         return tuple(told)
 
     def _n_unequal(self, plan: ContrastPlan) -> int:
-        """Items whose conditions are means of different numbers of trials (0 with one condition per item)."""
-        trials, items = self.table_.n_trials[plan.used], self.table_.item_codes[plan.used]
-        most, least = np.zeros(items.max() + 1), np.full(items.max() + 1, np.inf)
-        np.maximum.at(most, items, trials)
-        np.minimum.at(least, items, trials)
-        return int((most > least).sum())
+        """Items whose conditions are means of unlike trials: in number, or in their templates where these are known."""
+        items = self.table_.item_codes[plan.used]
+        unlike = np.zeros(items.max() + 1, bool)
+        for values in (self.table_.n_trials[plan.used], self.table_.wordings[plan.used]):
+            most, least = np.zeros(unlike.size), np.full(unlike.size, np.inf)
+            np.maximum.at(most, items, values)
+            np.minimum.at(least, items, values)
+            unlike |= most > least
+        return int(unlike.sum())
 
     def _design(self, X: Any, obs: Any) -> tuple[Design, Any]:
         import pandas as pd

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from neurollm.reporting.study import Study
 
 REFERENCES = {
-    "Anderson & ter Braak, 2003": "Anderson MJ, ter Braak CJF (2003). Permutation tests for multi-factorial analysis of "
-    "variance. Journal of Statistical Computation and Simulation 73, 85–113.",
     "Barndorff-Nielsen, 1986": "Barndorff-Nielsen OE (1986). Inference on full or partial parameters based on the "
     "standardized signed log likelihood ratio. Biometrika 73, 307–322.",
     "Benjamini & Hochberg, 1995": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate: a practical and "
@@ -33,6 +31,8 @@ REFERENCES = {
     "neuroimaging: a primer with examples. Human Brain Mapping 15, 1–25.",
     "Phipson & Smyth, 2010": "Phipson B, Smyth GK (2010). Permutation p-values should never be zero: calculating exact "
     "p-values when permutations are randomly drawn. Statistical Applications in Genetics and Molecular Biology 9, 39.",
+    "Pitman, 1938": "Pitman EJG (1938). Significance tests which may be applied to samples from any populations: III. The "
+    "analysis of variance test. Biometrika 29, 322–335.",
     "Steiger, 2004": "Steiger JH (2004). Beyond the F test: effect size confidence intervals and tests of close fit in "
     "the analysis of variance and contrast analysis. Psychological Methods 9, 164–182.",
     "Welch, 1947": "Welch BL (1947). The generalization of ‘Student’s’ problem when several different population "
@@ -50,7 +50,7 @@ _WINDOWS = {
 }
 _SINGLE = {"last": "the last token", "left:1": "the first token", "centre:1": "the middle token"}
 _PLACES = {"left": "first", "centre": "middle"}
-_P_SOURCES = {"pearson3": "Winkler et al., 2016", "beta": "Winkler et al., 2016", "signs": "Barndorff-Nielsen, 1986"}
+_P_SOURCES = {"pearson3": "Winkler et al., 2016", "beta": "Pitman, 1938", "signs": "Barndorff-Nielsen, 1986"}
 _FDR_SOURCES = {
     "bh": "Benjamini & Hochberg, 1995",
     "by": "Benjamini & Yekutieli, 2001",

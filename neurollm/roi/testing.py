@@ -196,15 +196,17 @@ def _evidence(score: ContrastResult, bounds: tuple[float, float] | None) -> tupl
     """p of equivalence and Bayes factor, where the test is a paired or two-group t test; else None."""
     n, unit, df = score.n_items, score.unit, float(score.df[0])
     paired = score.exchange.kind == "sign_flip" and df == n - 1
-    inside = n * n / 4 - n / unit**2  # two groups: unit² = n / (n1 n2), so n1 = n/2 ± √(n²/4 − n/unit²)
-    groups = score.effect_size_kind == "hedges_g" and df == n - 2 and inside > -1e-6
-    if score.is_f or not (paired or groups):
+    groups = score.effect_size_kind == "hedges_g" and np.count_nonzero(score.contrast.matrix) == 2
+    if groups and score.stat_kind != "t":
+        df = n - 2.0  # of the pooled t test, to which g belongs whatever statistic is shown
+    if score.is_f or not (paired or (groups and df == n - 2)):
         if bounds is not None:
             raise InvalidInput(
                 f"contrast '{score.name}': equivalence is tested for paired and two-group comparisons without covariates."
             )
         return None, None
-    t = score.effect_size / (small_sample_factor(df) * unit)  # of the pooled t test, whatever statistic is shown
-    n1 = round(n / 2 + np.sqrt(max(inside, 0)))
-    factor = bayes_factor(t, n) if paired else bayes_factor(t, n1, n - n1)
+    t = score.effect_size / (small_sample_factor(df) * unit)
+    # Two groups: unit² = n/(n1 n2), so n1 = n/2 + √(n²/4 − n/unit²).
+    n1 = n if paired else round(n / 2 + np.sqrt(max(n * n / 4 - n / unit**2, 0)))
+    factor = bayes_factor(t, n1, None if paired else n - n1)
     return None if bounds is None else float(equivalence(t, df, unit, bounds)[0]), float(factor[0])

@@ -147,7 +147,8 @@ def r_to_t(r: np.ndarray, df: float) -> np.ndarray:
 def t_to_r(t: np.ndarray, df: float) -> np.ndarray:
     """Inverse of `r_to_t`."""
     t = np.asarray(t, float)
-    return np.sign(t) / np.sqrt(1 + df / np.maximum(t**2, np.finfo(float).tiny))
+    with np.errstate(over="ignore"):
+        return np.sign(t) / np.sqrt(1 + df / np.maximum(t**2, np.finfo(float).tiny))
 
 
 def r_to_f(r: np.ndarray, df: float, q: int) -> np.ndarray:

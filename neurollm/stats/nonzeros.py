@@ -13,7 +13,7 @@ from neurollm.stats.arrays import BLOCK, column_blocks
 from neurollm.stats.power_sums import SPARSE_BLOCK, canonical_columns
 
 MOST_ENUMERATED = 14  # nonzeros of a column all of whose arrangements are tried
-_CELLS = 1 << 20  # numbers in one work array
+_CELLS = 1 << 18  # numbers in one work array: it stays in the cache
 _MULTIPLES = 1e-6  # how far a ratio of values may be from a whole number
 
 

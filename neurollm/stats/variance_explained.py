@@ -158,7 +158,10 @@ def _noncentrality(root: np.ndarray, q: float, df: float, probability: float) ->
     delta[far] -= ((df - 1) / s - df * s + (q - 1) / s) / (2 * root[far])
     above = special.fdtr(q, df, root**2 / q) > probability
     near = above & ~far
-    delta[near] = np.sqrt(np.maximum(on_nodes(lambda nodes: _invert(nodes, q, df, probability) ** 2, root[near]), 0))
+    # λ, unlike its root, is smooth down to 0, on the scale of the F where it becomes 0.
+    scale = root[near].min(initial=np.inf)
+    squared = on_nodes(lambda nodes: _invert(scale * nodes, q, df, probability) ** 2, root[near] / scale)
+    delta[near] = np.sqrt(np.maximum(squared, 0))
     delta[~above & ~far] = 0
     return delta
 

@@ -340,6 +340,11 @@ def test_unequal_numbers_of_trials_are_told():
             warnings.simplefilter("ignore")
             result = glm().fit(X[keep], obs[keep]).compute_contrast("success - failure")
         assert sum(f"{n_items} of 20 items the conditions were averaged" in text for text in result.warnings) == told
+    X, obs = study(20)
+    obs["template"] = np.where(obs["outcome"] == "success", obs["template"], obs["template"] + 1)
+    with pytest.warns(UserWarning, match="in 20 of 20 items the conditions were averaged over different trials"):
+        design = CategoricalDesign("outcome", template="template")
+        FeatureGLM(design, n_perm=10).fit(X, obs).compute_contrast("success - failure")
 
 
 @pytest.mark.parametrize("store", [np.asarray, sparse.csr_array, torch.tensor])

@@ -5,14 +5,15 @@ from __future__ import annotations
 import gc
 import sys
 import weakref
-from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
+from support.results import changed, contrast_result
 
+from neurollm.designs import Contrast
 from neurollm.plotting import contrast_sides, plot_controls, plot_design_matrix, plot_null_max, plot_volcano
 from neurollm.plotting.canvas import NEGATIVE, POSITIVE, literal, new_axes
 from neurollm.reporting.svg import figure_svg
@@ -20,35 +21,19 @@ from neurollm.reporting.svg import figure_svg
 HOSTILE = "$\\frac{</text><script>alert(1)</script>&amp;"
 
 
-@dataclass
-class Result:
-    """The fields of a contrast result that figures read."""
-
-    effect_size: np.ndarray
-    p_value: np.ndarray
-    p_fwer: np.ndarray
-    stat: np.ndarray
-    null_max: np.ndarray
-    levels: tuple = ("failure", "success")
-    weights: tuple = (-1.0, 1.0)
-    effect_size_kind: str = "hedges_g_z"
-    alternative: str = "two-sided"
-    critical: float = 4.0
-    feature: np.ndarray = field(init=False)
-
-    def __post_init__(self):
-        self.feature = np.arange(len(self.stat))
-
-    def critical_value(self, alpha):
-        return self.critical
+def made(stat, p, p_fwer, null_max, **changes):
+    """A result of a paired contrast with these statistics."""
+    numbers = {"effect_size": stat / 5, "stat": stat, "p": p, "q": p_fwer, "p_fwer": p_fwer, "null_max": null_max}
+    return changed(contrast_result(), **numbers, feature=np.arange(len(stat)), df=np.full(len(stat), 13.0), **changes)
 
 
 @pytest.fixture
-def result() -> Result:
+def result():
     rng = np.random.default_rng(0)
     stat = np.concatenate([[6.0, 5.0, -5.5], rng.normal(0, 1, 500), [np.nan]])
     p = np.clip(2 * np.exp(-(stat**2) / 2), 1e-4, 1)
-    return Result(stat / 5, p, np.where(np.abs(stat) > 4, 0.01, 1.0), stat, 2.5 + rng.gumbel(0.4, 0.3, 999))
+    p_fwer = np.where(np.isnan(stat), np.nan, np.where(np.abs(stat) > 4, 0.01, 1.0))
+    return made(stat, p, p_fwer, np.concatenate([np.full(50, 4.0), np.full(949, 2.5)]))
 
 
 def texts(ax) -> list[str]:
@@ -76,8 +61,7 @@ def test_volcano_follows_alpha_and_the_p_asked_for(result):
 
 def test_volcano_labels_do_not_overlap():
     stat = np.linspace(5, 6, 60)
-    crowded = Result(stat / 5, np.full(60, 1e-4), np.full(60, 0.01), stat, np.ones(5))
-    ax = plot_volcano(crowded)
+    ax = plot_volcano(made(stat, np.full(60, 1e-4), np.full(60, 0.01), np.ones(5)))
     ax.figure.canvas.draw()
     boxes = [Text.get_window_extent(text) for text in ax.texts if text.get_text().isdigit()]
     assert 2 <= len(boxes) <= 12
@@ -86,14 +70,34 @@ def test_volcano_labels_do_not_overlap():
 
 def test_null_shows_threshold_and_observed_maximum(result):
     ax = plot_null_max(result)
-    assert {line.get_xdata()[0] for line in ax.lines} == {4.0, 6.0}
+    assert sorted(line.get_xdata()[0] for line in ax.lines) == pytest.approx([4.0, 6.0], rel=1e-3)
     assert sum(patch.get_height() for patch in ax.patches) == 999
     assert ax.get_xlim()[1] > 6.0
 
 
 def test_null_of_one_sided_tests_looks_in_their_direction(result):
-    result.alternative = "less"
-    assert 5.5 in {line.get_xdata()[0] for line in plot_null_max(result).lines}
+    less = changed(result, alternative="less")
+    assert 5.5 in {line.get_xdata()[0] for line in plot_null_max(less).lines}
+
+
+@pytest.mark.parametrize("kind", ["levels", "main effect", "interaction"])
+def test_f_contrasts_have_no_direction(kind):
+    found = contrast_result(kind)
+    ax = plot_volcano(found)
+    assert ax.get_xlabel() == "effect size (partial η²)" and not any("more to" in text for text in texts(ax))
+    assert points(ax, POSITIVE) == (found.p_fwer <= 0.05).sum() > 0 and points(ax, NEGATIVE) == 0
+    assert plot_null_max(found).get_xlabel() == "largest F over features"
+
+
+def test_a_coefficient_has_a_sign_but_no_sides():
+    ax = plot_volcano(contrast_result("coefficient"))
+    assert points(ax, POSITIVE) > 0 and not any("more to" in text for text in texts(ax))
+
+
+def test_without_permutations_q_decides():
+    found = contrast_result("paired", n_perm=0)
+    assert points(plot_volcano(found), POSITIVE) == ((found.q <= 0.05) & (found.stat > 0)).sum() > 0
+    assert "nothing was permuted" in texts(plot_null_max(found))
 
 
 def test_design_matrix_keeps_a_covariate_visible():
@@ -119,9 +123,9 @@ def test_controls_put_the_study_on_top():
 
 def test_empty_results_have_a_note():
     nothing = np.full(3, np.nan)
-    empty = Result(nothing, nothing, nothing, nothing, np.array([]))
+    empty = made(nothing, nothing, nothing, np.array([]))
     assert "no feature could be tested" in texts(plot_volcano(empty))
-    assert "no null distribution was saved" in texts(plot_null_max(empty))
+    assert "nothing was permuted" in texts(plot_null_max(empty))
     assert "no control was run" in texts(plot_controls([]))
     assert "the design matrix is empty" in texts(plot_design_matrix(pd.DataFrame()))
 
@@ -141,7 +145,8 @@ def test_no_global_state_and_no_leak(result):
 
 
 def test_hostile_names_are_drawn_as_text(result):
-    result.levels = (HOSTILE, "a\nb\x00c\u202ed\ud800")
+    names = (HOSTILE, "a\nb\x00c\u202ed\ud800")
+    result = changed(result, contrast=Contrast("c", "c", names, ((-1.0, 1.0),)), conditions=names)
     frame = pd.DataFrame([[1.0, 0.0]], columns=[HOSTILE, "x"], index=["$bad_$"])
     row = {"representation": HOSTILE, "kind": "study", "auroc": 0.9, "ci_low": 0.8, "ci_high": 0.95}
     for ax in (plot_volcano(result), plot_design_matrix(frame), plot_controls([row])):
@@ -162,13 +167,16 @@ def test_svg_has_no_addresses_and_follows_the_page_colours(result):
 
 def test_svg_of_many_significant_features_stays_small():
     stat = np.linspace(4, 9, 20_000)
-    many = Result(stat / 5, np.full(stat.size, 1e-4), np.full(stat.size, 0.01), stat, np.ones(5))
+    many = made(stat, np.full(stat.size, 1e-4), np.full(stat.size, 0.01), np.ones(5))
     assert len(figure_svg(plot_volcano(many), "v", "many")) < 200_000
 
 
 def test_sides():
-    many = Result(*(np.zeros(1),) * 5, levels=("a", "b", "c", "d"), weights=(0.3, 0.3, 0.4, -1.0))
+    many = Contrast.parse("0.3*a + 0.3*b + 0.4*c - d", list("abcd"))
     assert contrast_sides(many) == ("a, b and c", "d")
+    assert contrast_sides(contrast_result("several").contrast) == ("joy", "anger and fear")
+    assert contrast_sides(contrast_result("two levels").contrast) == ("failure", "success")
+    assert contrast_sides(Contrast.parse("a", "ab", sums_to_zero=False)) == ("a", "zero")
 
 
 def test_literal_is_one_line():

@@ -117,7 +117,7 @@ def _design(obs: pd.DataFrame, levels: list[str], contrasts: dict, n_items: int,
         "type": "categorical",
         "factor": "outcome",
         "item": "item",
-        "levels": levels,
+        "variables": {"outcome": levels},
         "matrix": {"columns": levels, "rows": matrix.to_numpy().tolist(), "index": list(obs.index)},
         "cells": [
             {"level": level, "template": template + hostile, "n": int(n)}
@@ -173,14 +173,14 @@ def _controls(number: int, hostile: str) -> list[dict]:
         ("Randomly initialised model", "control", 1170, 0, 0.31, 0.612, 0.541, 0.684, ""),
         ("Random directions", "control", 1170, 3, 0.018, 0.803, 0.745, 0.857, "same site, same number"),
     ]
-    keys = ("representation", "kind", "n_features", "n_significant", "min_p_fwer", "auroc", "ci_low", "ci_high", "note")
+    keys = ("representation", "kind", "n_features", "n_significant", "min_p", "auroc", "ci_low", "ci_high", "note")
     rows = [dict(zip(keys, row, strict=True)) | {"note": row[-1] + hostile} for row in values]
     for row in rows:
         if hostile:
             row["representation"] += hostile
         if number:
             row.update(auroc=row["auroc"] - 0.32, ci_low=row["ci_low"] - 0.35, ci_high=row["ci_high"] - 0.29)
-            row.update(n_significant=0, min_p_fwer=0.42)
+            row.update(n_significant=0, min_p=0.42)
     return rows
 
 

@@ -11,12 +11,18 @@ import re
 from html.parser import HTMLParser
 
 import numpy as np
+import pandas as pd
 import pytest
+from support.results import QUESTIONS, changed, contrast_result, trials
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import slug, write_json
 from neurollm.glm import ContrastResult
 from neurollm.reporting import build_report, verdicts
+from neurollm.reporting.features import condition_groups, feature_row, table_data
+from neurollm.reporting.methods import REFERENCES
+
+N_FEATURES = 1200
 
 
 class Page(HTMLParser):
@@ -60,6 +66,8 @@ def test_every_section_is_there(page):
         "word counts reach AUROC .89",
         "the sign of the difference is flipped in each of the 28 items",
         "28 268,435,456",
+        "t with 27 degrees of freedom. p is uncorrected and comes from the distribution over all sign flips",
+        "The test had a power of 80% for effects of gz =",
         "Explained variance .872",
         "neurollm run pipelines/success.yaml",
         "stimuli: stimuli/success.tsv",
@@ -156,15 +164,17 @@ def test_hostile_text_is_only_text(tmp_path, make_study, hostile):
 def _rename_level(folder, name):
     """Give a level a name that the contrast syntax would not take, as a foreign tool might."""
     design = json.loads((folder / "design.json").read_text())
-    design["levels"][0] = name
+    design["variables"]["outcome"][0] = name
     design["matrix"]["columns"][0] = name
     for cell in design["cells"]:
         cell["level"] = cell["level"].replace("success", name)
     (folder / "design.json").write_text(json.dumps(design))
     for path in (folder / "glm").glob("*.json"):
-        saved = json.loads(path.read_text())
-        saved["levels"] = [level.replace("success", name) for level in saved["levels"]]
-        path.write_text(json.dumps(saved))
+        result = ContrastResult.load(path)
+        names = tuple(level.replace("success", name) for level in result.contrast.parameters)
+        used = tuple(level.replace("success", name) for level in result.conditions)
+        contrast = dataclasses.replace(result.contrast, parameters=names)
+        dataclasses.replace(result, contrast=contrast, conditions=used).save(path.parent)
 
 
 def test_control_characters_and_lone_surrogates_can_be_written(study):
@@ -199,13 +209,9 @@ def test_a_study_without_contrasts(study):
 def test_no_testable_feature(tmp_path, make_study):
     folder = make_study(tmp_path / "s", n_items=4, n_perm=50, contrasts={"a": "success - failure"})
     (saved,) = list((folder / "glm").glob("*.json"))
-
-    result = ContrastResult.load(saved)
-
-    nothing = np.full(len(result.feature), np.nan)
-    empty = dataclasses.replace(result, stat=nothing, p_value=nothing, p_fwer=nothing, effect_size=nothing,
-                                valid=np.zeros(len(nothing), bool), null_max=np.full(16, np.nan))  # fmt: skip
-    empty.save(folder / "glm")
+    nothing = np.full(N_FEATURES, np.nan)
+    numbers = dict.fromkeys(("stat", "df", "p", "q", "p_fwer", "effect_size"), nothing)
+    changed(ContrastResult.load(saved), **numbers, null_max=np.full(16, np.nan)).save(folder / "glm")
     text = Page(build_report(folder).read_text(encoding="utf-8")).text
     assert "No feature could be tested" in text
 
@@ -266,10 +272,11 @@ def test_too_few_shufflings_are_a_warning(tmp_path, make_study):
 
 def test_every_contrast_shows_its_own_scheme(study):
     file = sorted((study / "glm").glob("*.json"))[0]
-    changed = json.loads(file.read_text())
-    write_json(file, changed | {"shuffling": "Whole items are shuffled.", "n_possible": hex(3**3000)})
+    saved = json.loads(file.read_text())
+    exchange = saved["exchange"] | {"sentence": "Whole items are shuffled.", "n_possible": hex(3**3000)}
+    write_json(file, saved | {"exchange": exchange})
     text = " ".join(Page(build_report(study).read_text(encoding="utf-8")).text.split())
-    assert f"{changed['name']}: Whole items are shuffled." in text and text.count("Every item has both") == 2
+    assert f"{saved['contrast']['name']}: Whole items are shuffled." in text and text.count("Every item has both") == 2
     assert "2.3 × 10¹⁴³¹" in text
 
 
@@ -297,3 +304,110 @@ def test_windows_in_words(study, tokens, pool, said):
     manifest = json.loads((study / "manifest.json").read_text())
     write_json(study / "manifest.json", manifest | {"tokens": tokens, "pool": pool})
     assert said in Page(build_report(study).read_text(encoding="utf-8")).text
+
+
+def study_of(folder, *results, config=""):
+    """A study folder of nothing but results."""
+    for result in results:
+        result.save(folder / "glm")
+    write_json(folder / "manifest.json", {"name": "kinds"})
+    write_json(folder / "design.json", {"contrasts": {result.name: result.contrast.expression for result in results}})
+    (folder / "config.yaml").write_text(config)
+    html = build_report(folder, top=5).read_text(encoding="utf-8")
+    return html, " ".join(Page(html).text.split())
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        ("paired", {}, ["tested by a paired t statistic over items", "Barndorff-Nielsen OE (1986)", "Hedges LV (1981)"]),
+        ("several", {}, ["an additive model of items and levels", "Pearson type III distribution", "Winkler AM"]),
+        ("levels", {}, ["an F statistic with 2 numerator degrees of freedom", "the beta distribution", "Steiger JH"]),
+        ("interaction", {}, ["labels within items", "of the F distribution;", "root mean square"]),
+        ("between", {}, ["a two-sample t statistic over items", "shufflings of whole items"]),
+        ("between", {"stat": "welch"}, ["Welch’s t statistic with a variance of its own", "Welch BL (1947)"]),
+        ("between", {"stat": "hc3"}, ["heteroscedasticity-consistent standard errors (HC3", "MacKinnon JG"]),
+        ("between", {"scale": "rank"}, ["computed on ranks", "Effect: mean difference in ranks"]),
+        ("coefficient", {}, ["t statistic of a coefficient", "of the residuals of what was held constant", "Freedman D"]),
+        ("paired", {"fdr": "by"}, ["the method of Benjamini–Yekutieli (Benjamini & Yekutieli, 2001)", "under dependency"]),
+        ("paired", {"fdr": "bky"}, ["false discovery rate (Benjamini–Krieger–Yekutieli)", "Adaptive linear step-up"]),
+        ("paired", {"n_perm": 0}, ["The false discovery rate over the 80 tested features was controlled at .05"]),
+    ],
+)
+def test_methods_of_every_kind_of_test(tmp_path, kind, options, said):
+    _, text = study_of(tmp_path, contrast_result(kind, **options))
+    for words in said:
+        assert words in text, words
+
+
+def test_only_the_sources_that_are_named_are_listed(tmp_path):
+    _, text = study_of(tmp_path, contrast_result("paired", n_perm=0))
+    assert "Benjamini Y, Hochberg Y (1995)" in text and "Nichols TE" not in text and "Welch" not in text
+    assert all(re.search(r"\(\d{4}\)", full) and key[-4:] in full for key, full in REFERENCES.items())
+
+
+def test_a_pareto_tail_is_told(tmp_path):
+    _, text = study_of(tmp_path, contrast_result("paired"), config="analyses: {glm: {tail: gpd}}")
+    assert "a generalised Pareto distribution fitted to the largest statistics" in text
+
+
+def test_several_kinds_of_tests_are_told_apart(tmp_path):
+    _, text = study_of(tmp_path, contrast_result("levels"), contrast_result("paired"))
+    assert "(Pitman, 1938), for emotion; " in text
+    assert "for success - failure" in text
+
+
+def means(kind, by):
+    """Mean rate of every feature in every condition, straight from the trials."""
+    X, obs = trials()
+    return pd.DataFrame((X != 0).astype(float)).groupby([obs["item"], obs[by]]).mean().groupby(level=1).mean()
+
+
+@pytest.mark.parametrize("kind", ["levels", "main effect"])
+def test_conditions_of_an_f_contrast_are_the_levels_it_compares(kind):
+    groups = condition_groups(contrast_result(kind))
+    assert groups.names == ("anger", "fear", "joy")
+    np.testing.assert_allclose(groups.rate, means(kind, "emotion").loc[list(groups.names)].to_numpy())
+
+
+def test_conditions_of_a_t_contrast_are_its_sides():
+    groups = condition_groups(contrast_result("several"))
+    expected = means("several", "emotion")
+    assert groups.names == ("joy", "anger and fear")
+    np.testing.assert_allclose(groups.rate[0], expected.loc["joy"])
+    np.testing.assert_allclose(groups.rate[1], expected.loc[["anger", "fear"]].mean())
+
+
+def test_of_many_conditions_the_strongest_are_named(tmp_path):
+    result = contrast_result("interaction")
+    groups = condition_groups(result)
+    row = feature_row(result, 2, 0.05, groups, [])
+    assert len(groups.names) == 6 and not groups.has_columns
+    assert row.strongest[0][0] == "success:joy" and len(row.strongest) == 3
+    html, text = study_of(tmp_path, result)
+    assert "strongest conditions: rate, magnitude" in text and "success:joy" in text and 'data-key="rate_0"' not in html
+
+
+def test_copied_tables_name_the_conditions():
+    result = contrast_result("levels")
+    groups = condition_groups(result)
+    data = table_data([feature_row(result, 1, 0.05, groups, [])], groups, "eta2")
+    assert {"rate[joy]", "magnitude[anger]", "eta2_low", "p_step_down"} <= set(data["titles"])
+    assert len(data["titles"]) == len(data["columns"]) == len(data["rows"][0])
+
+
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_every_kind_of_contrast_makes_a_sound_page(tmp_path, kind):
+    html, text = study_of(tmp_path, contrast_result(kind))
+    page = Page(html)
+    assert len(page.named("caption")) == len(page.named("table"))
+    wide = [sum(int(cell.get("colspan", 1)) for cell in cells) for cells in _cells_of_rows(html)]
+    assert len(set(wide)) == 1 and wide[0] >= 10
+    assert " nan" not in text.lower() and "None" not in text
+
+
+def _cells_of_rows(html):
+    """Attributes of the cells of every row of the feature table."""
+    (table,) = re.findall(r'<table class="grid">.*?</table>', html, flags=re.DOTALL)
+    for row in re.findall(r"<tr.*?</tr>", table, flags=re.DOTALL):
+        yield [attributes for tag, attributes in Page(row).tags if tag in ("td", "th")]
