@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -182,6 +182,39 @@ class FeatureGLM(BaseEstimator):
         if contrasts is None:
             contrasts = self.design_.effects(self.table_.obs)
         return {name: self.compute_contrast(spec, name) for name, spec in contrasts.items()}
+
+    def effect_sizes(self, contrast: Any, features: Any = None) -> pd.DataFrame:
+        """Every effect size of a contrast with its 95 % interval.
+
+        Parameters
+        ----------
+        contrast : as for `compute_contrast`
+        features : sequence of feature ids, optional
+            Default: all.
+
+        Returns
+        -------
+        DataFrame
+            One row per feature; columns ``g, g_av, auc, rate, r, eta2`` with ``_low`` and ``_high``, and ``omega2``, as far
+            as the contrast has them (see `neurollm.glm.details.size_columns`).
+        """
+        import pandas as pd
+
+        from neurollm.glm.details import size_columns
+
+        self._check_fitted()
+        contrast = self.design_.contrast(contrast, self.table_.obs)
+        table, ids = self.table_, self.feature_
+        if features is not None:
+            where = {feature: position for position, feature in enumerate(ids.tolist())}
+            wanted = np.asarray(features).tolist()
+            unknown = [feature for feature in wanted if feature not in where]
+            if unknown:
+                raise InvalidInput(f"effect_sizes: {listed(unknown)} is no feature.")
+            columns = [where[feature] for feature in wanted]
+            table = replace(table, values=table.values[:, columns], shares=table.shares[:, columns])
+            ids = ids[columns]
+        return pd.DataFrame({"feature": ids, **size_columns(table, self.design_.plan(table, contrast), contrast)})
 
     def _rows(self, plan: ContrastPlan) -> tuple[Any, np.ndarray | None]:
         """The rows that are tested, and the largest cell of each feature among those they are made of."""

@@ -2,7 +2,8 @@
 
 Hedges' g is ``J(df) · t · unit`` with the exact ``J = Γ(df/2) / (√(df/2) Γ((df−1)/2))``; its interval
 inverts the noncentral t distribution: the noncentralities under which the observed t is the
-97.5th and the 2.5th percentile, times ``J · unit``. The inversion is this module's own:
+97.5th and the 2.5th percentile, times ``unit`` (with J the interval of a large effect in few items would miss the
+true size more often than stated: .922 of .95 at n = 8, δ = 1.5). The inversion is this module's own:
 ``scipy.special.nctdtrinc`` does not return for large t with few degrees of freedom.
 """
 
@@ -40,7 +41,7 @@ def hedges_g(
     factor = small_sample_factor(df) * unit
     low, high = noncentrality_interval(t, df, confidence)
     with np.errstate(invalid="ignore"):
-        return t * factor, low * factor, high * factor
+        return t * factor, low * unit, high * unit
 
 
 def noncentrality_interval(t: np.ndarray, df: float, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:

@@ -20,9 +20,8 @@ RNG = np.random.default_rng(0)
 @given(st.floats(-40, 40), st.integers(2, 400))
 def test_interval_of_g_inverts_the_noncentral_t(t, df):
     _, low, high = hedges_g(np.array([t]), df, 1.0)
-    factor = hedges_g(np.array([1.0]), df, 1.0)[0][0]
-    assert stats.nct.cdf(t, df, low[0] / factor) == pytest.approx(0.975, abs=1e-6)
-    assert stats.nct.cdf(t, df, high[0] / factor) == pytest.approx(0.025, abs=1e-6)
+    assert stats.nct.cdf(t, df, low[0]) == pytest.approx(0.975, abs=1e-6)
+    assert stats.nct.cdf(t, df, high[0]) == pytest.approx(0.025, abs=1e-6)
 
 
 def test_g_equals_pingouin():
@@ -46,9 +45,8 @@ def test_interval_of_g_agrees_with_scipy():
     for df in (2, 7, 29, 300):
         t = np.linspace(-30, 30, 41)
         _, low, high = hedges_g(t, df, 1.0)
-        factor = small_sample_factor(df)
-        np.testing.assert_allclose(low / factor, nctdtrinc(df, 0.975, t), rtol=1e-3, atol=1e-3)
-        np.testing.assert_allclose(high / factor, nctdtrinc(df, 0.025, t), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(low, nctdtrinc(df, 0.975, t), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(high, nctdtrinc(df, 0.025, t), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("df", [2, 7, 29, 300, 10_000])
@@ -60,10 +58,9 @@ def test_interval_of_g_for_any_t_in_bounded_time(df):
     assert time.perf_counter() - start < 2
     assert np.isfinite([low, high]).all()
     np.testing.assert_allclose(high[5:], -low[:5])
-    factor = small_sample_factor(df)
     np.testing.assert_allclose(low[1], low[0], rtol=1e-4)  # where the large-t form takes over
     np.testing.assert_allclose(high[1], high[0], rtol=1e-4)
-    scale = np.sqrt(stats.chi2.ppf([0.025, 0.975], df) / df) * factor
+    scale = np.sqrt(stats.chi2.ppf([0.025, 0.975], df) / df)
     np.testing.assert_allclose([low[3] / 1e6, high[3] / 1e6], scale, rtol=1e-5)
 
 
@@ -85,3 +82,13 @@ def test_auc_equals_sklearn_with_ties(cases):
     more, pairs = concordance(scores, labels, weights)
     expected = [roc_auc_score(labels, scores, sample_weight=w) for w in weights]
     np.testing.assert_allclose(more / pairs, expected)
+
+
+def test_interval_of_g_covers_the_true_size():
+    rng = np.random.default_rng(0)
+    for n, delta in ((8, 1.5), (30, 0.8)):
+        d = rng.normal(delta, 1, (n, 20_000))
+        t = d.mean(axis=0) / d.std(axis=0, ddof=1) * np.sqrt(n)
+        g, low, high = hedges_g(t, n - 1, n**-0.5)
+        assert abs(((low <= delta) & (delta <= high)).mean() - 0.95) < 0.006
+        assert g.mean() == pytest.approx(delta, rel=0.02)
