@@ -13,13 +13,14 @@ from neurollm.designs import CategoricalDesign, Contrast, ContrastPlan, Design
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm.result import ContrastResult, Exchange
 from neurollm.glm.sizes import effect_sizes
-from neurollm.glm.tails import closed_form_p
+from neurollm.glm.tails import closed_form_p, smallest_attainable_p
 from neurollm.progress import Progress
 from neurollm.stats import adjust, conditions, gpd_tail, permutation_test
 from neurollm.stats.arrays import combine_rows, is_torch, largest_values
 from neurollm.stats.linear import LinearFit, linear_fit
 from neurollm.stats.ranks import rank_rows
 from neurollm.stats.transforms import TRANSFORMS
+from neurollm.stats.welch import welch_contrast, welch_test
 from neurollm.validation import listed
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ class FeatureGLM(BaseEstimator):
     min_active_items : int, default=0
         Features active in fewer items of the contrast are not tested. The count does not look at
         labels, so the tests stay valid.
+    testable_at : float, optional
+        Leave out features whose p could not fall to this level under any labels (Tarone 1990): label-blind too, and
+        exact where `min_active_items` is a rule of thumb. For differences of two conditions.
     scale : {"raw", "log1p", "binary", "rank"}
         Transform of the activations (a pipeline's ``transform``; scikit-learn reserves that name for a method).
         "log1p" and "binary" are applied to every trial before averaging, "rank" to the item means
@@ -96,6 +100,7 @@ class FeatureGLM(BaseEstimator):
         alternative: str = "two-sided",
         random_state: int = 0,
         min_active_items: int = 0,
+        testable_at: float | None = None,
         scale: str = "raw",
         stat: str = "t",
         fdr: str = "bh",
@@ -108,6 +113,7 @@ class FeatureGLM(BaseEstimator):
         self.alternative = alternative
         self.random_state = random_state
         self.min_active_items = min_active_items
+        self.testable_at = testable_at
         self.scale = scale
         self.stat = stat
         self.fdr = fdr
@@ -171,7 +177,10 @@ class FeatureGLM(BaseEstimator):
         data, largest = self._rows(plan)
         fit = linear_fit(data, plan.hypothesis, largest)
         described = _described(self.table_, plan)
-        tested, reasons = _testable(fit.norm, described.n_active_items, self.min_active_items)
+        attainable = None
+        if self.testable_at is not None:
+            attainable = smallest_attainable_p(data, plan.hypothesis, fit, self.alternative) > self.testable_at
+        tested, reasons = _testable(fit.norm, described.n_active_items < self.min_active_items, attainable)
         test = _Test(contrast, plan, data, fit, tested)
         result = self._result(test, described, reasons)
         return result if output_type is None else result.output(output_type)
@@ -229,8 +238,8 @@ class FeatureGLM(BaseEstimator):
         alternative = "two-sided" if contrast.rank > 1 else self.alternative
         blank = np.where(tested, 0.0, np.nan)
         p, method = closed_form_p(test.data, plan.hypothesis, test.fit, alternative)
-        permuted, stat_kind = self._permuted(test, alternative)
-        stat, df, se = (test.fit.stat, test.fit.df, None) if stat_kind in "tF" else permuted.observed
+        stat_kind, stat, df, se = self._statistic(test)
+        permuted = self._permuted(test, alternative, stat_kind)
         sizes = effect_sizes(test.data, plan, test.fit, df, se)
         exchange = plan.exchangeability
         n_perm = permuted.n_perm if self.n_perm else 0
@@ -250,6 +259,7 @@ class FeatureGLM(BaseEstimator):
             valid=tested,
             stat_kind=stat_kind,
             effect_size_kind=sizes.kind,
+            df_permuted=int(test.fit.df),
             unit=sizes.unit,
             p_method=method,
             fdr=self.fdr,
@@ -270,33 +280,35 @@ class FeatureGLM(BaseEstimator):
             null_max=permuted.null_max,
         )
 
-    def _permuted(self, test: _Test, alternative: str) -> tuple[Any, str]:
-        """The permutation test, or blanks for ``n_perm=0``, and the name of its statistic."""
-        plan = test.plan
-        norms = np.where(test.tested, test.fit.norm, np.nan)
-        robust = self.stat != "t" and plan.hypothesis.shuffling.kind != "sign_flip"
-        if robust and plan.group_codes is None:
+    def _statistic(self, test: _Test) -> tuple[str, np.ndarray, Any, np.ndarray | None]:
+        """Kind, values, degrees of freedom and (unless pooled) standard error of the reported statistic."""
+        plan, fit = test.plan, test.fit
+        if self.stat == "t" or plan.hypothesis.shuffling.kind == "sign_flip":
+            return "F" if test.contrast.rank > 1 else "t", fit.stat, fit.df, None
+        if plan.group_codes is None:
             raise InvalidInput(
                 f"contrast '{test.contrast.name}': stat '{self.stat}' compares groups of {plan.exchangeability.unit}s by "
                 "one difference, without covariates or blocks; use stat 't' here."
             )
+        robust = welch_contrast(test.data, plan.group_codes, plan.group_weights, self.stat)
+        return self.stat, robust.stat, robust.df, robust.se
+
+    def _permuted(self, test: _Test, alternative: str, kind: str) -> Any:
+        """The permutation test, or blanks for ``n_perm=0``."""
+        norms = np.where(test.tested, test.fit.norm, np.nan)
+        if not self.n_perm:
+            return _Nothing.like(norms)
+        plan, shuffling = test.plan, test.plan.hypothesis.shuffling
         options = {"n_perm": int(self.n_perm), "alternative": alternative, "random_state": int(self.random_state)}
-        total = int(test.tested.sum()) * min(self.n_perm, plan.hypothesis.shuffling.n_possible)
+        if self.n_jobs is not None:
+            options["n_jobs"] = self.n_jobs
+        total = int(test.tested.sum()) * min(self.n_perm, shuffling.n_possible)
         with Progress("permutations", total, "statistics", self.verbose) as progress:
-            if robust:
-                shuffling = plan.hypothesis.shuffling
-                permuted = welch_test(
-                    test.data, plan.group_codes, plan.group_weights, shuffling, norms, kind=self.stat, **options
-                )
-                return permuted, self.stat
-            kind = "F" if test.contrast.rank > 1 else "t"
-            if not self.n_perm:
-                return _Nothing.like(norms), kind
-            jobs = {} if self.n_jobs is None else {"n_jobs": self.n_jobs}
-            permuted = permutation_test(
-                test.data, plan.hypothesis, norms, on_block=progress.advance, **jobs, **options
-            )
-        return permuted, kind
+            options["on_block"] = progress.advance
+            if kind in STATS[1:]:
+                groups = (plan.group_codes, plan.group_weights, norms, shuffling)
+                return welch_test(test.data, *groups, kind=kind, **options)
+            return permutation_test(test.data, plan.hypothesis, norms, **options)
 
     def _family_wise(self, stat: np.ndarray, permuted: Any, alternative: str) -> dict[str, np.ndarray]:
         """Corrected p, by the fitted tail where that was asked for."""
@@ -392,6 +404,8 @@ class FeatureGLM(BaseEstimator):
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise InvalidInput(f"FeatureGLM: {name} is {getattr(self, name)!r}; it must be one of {listed(known)}.")
+        if self.testable_at is not None and not 0 < self.testable_at < 1:
+            raise InvalidInput(f"FeatureGLM: testable_at must lie between 0 and 1, found {self.testable_at!r}.")
         if self.stat != "t" and self.scale == "rank":
             raise InvalidInput(f"FeatureGLM: scale 'rank' goes with stat 't', found {self.stat!r}.")
 
@@ -457,10 +471,15 @@ def _unpack(X: Any, obs: Any, features: Any) -> tuple[Any, Any, Any]:
     return X, obs, features
 
 
-def _testable(norm: np.ndarray, n_active_items: np.ndarray, least: int) -> tuple[np.ndarray, dict[str, int]]:
-    """Which features can be tested, and how many cannot for which reason."""
-    broken = ~np.isfinite(norm)
-    constant = ~broken & (norm == 0)
-    rare = ~broken & ~constant & (n_active_items < least)
-    counts = {"not finite": broken, "constant": constant, "too few active items": rare}
-    return ~(broken | constant | rare), {reason: int(which.sum()) for reason, which in counts.items()}
+def _testable(
+    norm: np.ndarray, rare: np.ndarray, beyond_reach: np.ndarray | None
+) -> tuple[np.ndarray, dict[str, int]]:
+    """Which features can be tested, and how many cannot for which reason (the first that applies)."""
+    reasons = {"not finite": ~np.isfinite(norm), "constant": norm == 0, "too few active items": rare}
+    if beyond_reach is not None:
+        reasons["cannot be significant"] = beyond_reach
+    tested, counts = np.ones(len(norm), bool), {}
+    for reason, which in reasons.items():
+        counts[reason] = int((tested & which).sum())
+        tested &= ~which
+    return tested, counts

@@ -86,6 +86,8 @@ class ContrastResult:
     valid : ndarray of bool
     stat_kind : {"t", "F", "welch", "hc3"}
     effect_size_kind : {"hedges_g", "hedges_g_z", "partial_eta2"}
+    df_permuted : int
+        Degrees of freedom by which the permuted statistic and ρ belong together (residual, as of the pooled t).
     unit : float
         Turns a t statistic into a standardised difference, ``g = J · t · unit``; NaN for an F contrast.
     p_method, fdr : str
@@ -96,7 +98,7 @@ class ContrastResult:
     transform : str
     min_active_items : int
     not_tested : dict
-        Number of features by reason: ``"not finite"``, ``"constant"``, ``"too few active items"``.
+        Number of features by reason: ``"not finite"``, ``"constant"``, ``"too few active items"``, ``"cannot be significant"``.
     warnings : tuple of str
     null_max : ndarray
         Largest statistic over features in every shuffling, in the direction of the alternative.
@@ -125,6 +127,7 @@ class ContrastResult:
     valid: np.ndarray
     stat_kind: str
     effect_size_kind: str
+    df_permuted: int
     unit: float
     p_method: str
     fdr: str
@@ -190,10 +193,9 @@ class ContrastResult:
             return float("inf")
         value = np.sort(self.null_max)[::-1][allowed]
         # What is tied with this value does not exceed it: the tolerance is the kernel's, on its scale.
-        q, df = self.contrast.rank, self.df[self.valid][0]
-        if self.stat_kind == "F":
-            return float(r_to_f(above_ties(t_to_r(np.sqrt(value * q), df)), df, q))
-        return float(r_to_t(above_ties(t_to_r(value, df)), df)) if self.stat_kind == "t" else float(value)
+        q = self.contrast.rank if self.stat_kind == "F" else 1
+        r = above_ties(t_to_r(np.sqrt(value * q) if self.stat_kind == "F" else value, self.df_permuted))
+        return float(r_to_f(r, self.df_permuted, q) if self.stat_kind == "F" else r_to_t(r, self.df_permuted))
 
     def output(self, output_type: str = "all") -> np.ndarray | dict[str, np.ndarray]:
         """The result under nilearn's names and with nilearn's values.

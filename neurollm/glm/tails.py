@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from neurollm.stats import flips, moments
+from neurollm.errors import InvalidInput
+from neurollm.stats import flips, moments, testability
 from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.linear import LinearFit
 from neurollm.stats.parametric import f_to_z, t_to_z
@@ -51,6 +52,40 @@ def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: s
     lower = t_to_z(-fit.stat, fit.df)[1]
     two_sided = np.minimum(1, 2 * np.minimum(upper, lower))
     return {"greater": upper, "less": lower, "two-sided": two_sided}[alternative], "t"
+
+
+def smallest_attainable_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: str) -> np.ndarray:
+    """The closed-form p that every feature would have under its most extreme shuffling; it does not look at labels.
+
+    Parameters
+    ----------
+    Y, hypothesis, fit, alternative
+        As for `closed_form_p`.
+
+    Returns
+    -------
+    ndarray, shape (V,)
+
+    Raises
+    ------
+    InvalidInput
+        The hypothesis has several tested degrees of freedom, or anything beside them in the model.
+    """
+    if hypothesis.rank > 1 or hypothesis.rest.shape[1] or hypothesis.nuisance.shape[1]:
+        raise InvalidInput("testable_at needs a difference of two conditions without covariates; leave it out.")
+    if hypothesis.shuffling.kind == "sign_flip":
+        most = testability.largest_flip_statistic(Y)
+        return flips.sign_flip_p(Y, -most if alternative == "less" else most, alternative)
+    x = hypothesis.tested[:, 0]
+    found = moments.label_moments(x, Y, hypothesis.groups)
+    # Both ends are tried for two sides: the larger |r| may lie on that of the longer tail.
+    sides = {"two-sided": ("greater", "less")}.get(alternative, (alternative,))
+    p = [
+        moments.pearson3_p(sign * most, found.variance, found.skewness, alternative)
+        for side in sides
+        for sign, most in [(-1 if side == "less" else 1, testability.largest_statistic(x, Y, hypothesis.groups, side))]
+    ]
+    return np.min(p, axis=0)
 
 
 def _pearson3(Y: Any, hypothesis: Hypothesis, fit: LinearFit, options: tuple) -> np.ndarray:

@@ -103,8 +103,9 @@ def _sensitivity(study: Study, contrast: Contrast, plan: ContrastPlan) -> str:
     if contrast.rank > 1:
         return "smallest detectable effect: given for t contrasts only"
     n_features, glm, exchange = study.dictionary.n_features, study.pipeline.analyses.glm, plan.exchangeability
-    scores = plan.scores is not None  # the standardised size is that of the items' scores, see `neurollm.glm`
-    df, unit = (exchange.n_units - 1, exchange.n_units**-0.5) if scores else (plan.hypothesis.df, plan.scale)
+    df = plan.hypothesis.df
+    # With several rows per item the standardised size is that of the items' scores, see `neurollm.glm`.
+    unit = plan.scale if plan.scores is None else exchange.n_units**-0.5
     among = (
         f"among {n_features:,} features at p_FWER ≤ {glm.alpha:g} (Bonferroni, {exchange.n_units} {exchange.unit}s)"
     )

@@ -213,7 +213,7 @@ def cross_fit(
         exhaustive=draws.exhaustive,
         random_state=int(random_state),
         alternative=alternative,
-        sentence=work.plan.exchangeability.sentence,
+        sentence=work.sentence,
     )
 
 
@@ -272,6 +272,12 @@ class _Work:
             [spread_of(dense(table.values[:, i : i + 4096])) for i in range(0, data.shape[1], 4096)]
         )
         return cls(plan, np.where(valid, data, 0.0), valid, spread, parts, _inside_folds(plan, fold_of_rows))
+
+    @property
+    def sentence(self) -> str:
+        """What is exchanged, in words."""
+        told = self.plan.exchangeability
+        return told.sentence + (" Items stay in their fold." if told.kind == "whole_item" else "")
 
     def batches(self, count: int) -> list[np.ndarray]:
         """Numbers of shufflings that are computed together."""

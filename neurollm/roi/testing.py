@@ -77,8 +77,8 @@ class ROITest:
         if self.p_equivalence is not None:
             extra += f", equivalence within g = {self.bounds[0]:g} … {self.bounds[1]:g}: p = {self.p_equivalence:.3g}"
         return (
-            f"{score.name} in ROI {self.roi.name} ({int(self.members.valid.sum())} of {len(self.roi.feature)} features "
-            f"active on {score.n_items} held-out {score.exchange.unit}s): "
+            f"{score.name} in ROI {self.roi.name} ({int(self.members.valid.sum())} of {len(self.roi.feature)} features vary "
+            f"over {score.n_items} {'' if self.roi.is_declared else 'held-out '}{score.exchange.unit}s): "
             f"{'differs' if p <= alpha else 'no difference shown'}, {label} = {size:.2f} [{low:.2f}, {high:.2f}], "
             f"p = {p:.3g} ({score.alternative}){extra}; at least {self.n_true} of the features carry it."
         )

@@ -38,7 +38,7 @@ import numpy as np
 from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import is_torch
 from neurollm.stats.hypothesis import Hypothesis
-from neurollm.stats.maxima import PermutationResult, share
+from neurollm.stats.maxima import PermutationResult
 from neurollm.stats.products import ResidualColumns, Statistic
 from neurollm.stats.scan import Run, Scan
 
@@ -103,32 +103,18 @@ def permutation_test(
     [0.125, 1.0]
     """
     norms = np.asarray(norms, dtype=float)
-    _check(Y, hypothesis, norms, alternative, n_perm, n_jobs)
-    tested = np.flatnonzero(np.isfinite(norms) & (norms > 0))
+    check(Y, hypothesis, norms, alternative, n_perm, n_jobs)
+    tested = np.isfinite(norms) & (norms > 0)
     draws = hypothesis.shuffling.draw(n_perm, random_state)
     columns, statistic = ResidualColumns(Y, norms, hypothesis), Statistic(hypothesis, alternative)
     with workers(1 if is_torch(Y) else n_jobs) as run:
-        scan = Scan(columns, statistic, draws, tested, block, run)
+        scan = Scan(columns, statistic, draws, np.flatnonzero(tested), block, run)
         maxima, counts = scan.through(count, on_block or (lambda number: None))
-    single, down = maxima.p_values(draws.exhaustive)
-    largest = maxima.largest if tested.size else np.empty(0)
     df, q = hypothesis.df, hypothesis.rank
-
-    def spread(values: np.ndarray) -> np.ndarray:
-        full = np.full(norms.size, np.nan)
-        full[tested] = values
-        return full
-
-    return PermutationResult(
-        # The kernel turns the contrast round for "less", so larger is always more extreme; undo it here.
-        spread(-scan.observed if alternative == "less" else scan.observed),
-        spread(single),
-        spread(down),
-        spread(share(counts, len(draws), draws.exhaustive)) if count else None,
-        r_to_t(largest, df) if q == 1 else r_to_f(largest, df, q),
-        len(draws),
-        draws.exhaustive,
-    )
+    null_max = r_to_t(maxima.largest, df) if q == 1 else r_to_f(maxima.largest, df, q)
+    # The statistic turns the contrast round for "less", so larger is always more extreme; undo it here.
+    r = -scan.observed if alternative == "less" else scan.observed
+    return maxima.result(tested, r, null_max, counts if count else None, draws.exhaustive)
 
 
 def r_to_t(r: np.ndarray, df: float) -> np.ndarray:
@@ -175,7 +161,8 @@ def workers(n_jobs: int) -> Iterator[Run]:
         yield pool.map
 
 
-def _check(Y: Any, hypothesis: Hypothesis, norms: np.ndarray, alternative: str, n_perm: int, n_jobs: int) -> None:
+def check(Y: Any, hypothesis: Hypothesis, norms: np.ndarray, alternative: str, n_perm: int, n_jobs: int) -> None:
+    """Refuse arguments of a permutation test that do not fit together."""
     rows, columns = Y.shape
     if rows != hypothesis.n_rows or rows != hypothesis.shuffling.n_rows or norms.shape != (columns,):
         raise InvalidInput(

@@ -139,6 +139,42 @@ class StepDown:
         down[self.below] = np.maximum(rest, down[self.top].max(initial=0))
         return single, down
 
+    def result(
+        self,
+        tested: np.ndarray,
+        r: np.ndarray,
+        null_max: np.ndarray,
+        counts: np.ndarray | None,
+        exhaustive: bool,
+    ) -> PermutationResult:
+        """Put the result together.
+
+        Parameters
+        ----------
+        tested : ndarray of bool, shape (all features,)
+        r : ndarray, shape (V,)
+            Of the tested features, as are `counts` (exceedances of each; None: not counted).
+        null_max : ndarray
+            The largest statistics on the scale to report.
+        counts : ndarray of int, shape (V,), or None
+        exhaustive : bool
+
+        Returns
+        -------
+        PermutationResult
+        """
+
+        def spread(values: np.ndarray) -> np.ndarray:
+            full = np.full(tested.size, np.nan)
+            full[tested] = values
+            return full
+
+        n_perm = self.largest.size
+        single, down = self.p_values(exhaustive)
+        uncorrected = None if counts is None else spread(share(counts, n_perm, exhaustive))
+        null_max = null_max if tested.any() else np.empty(0)
+        return PermutationResult(spread(r), spread(single), spread(down), uncorrected, null_max, n_perm, exhaustive)
+
 
 def _reached(maxima: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return maxima.size - np.searchsorted(np.sort(maxima), thresholds, side="left")

@@ -68,13 +68,13 @@ class ResidualColumns:
             block = self._float64(self._Y[:, first:last])
             block = _select(block, columns - first)
         else:
-            block = self._float64(self._Y[:, _like(columns, self._Y)])
+            block = self._float64(self._Y[:, as_in(self._Y, columns)])
         if self._groups is not None:
             block -= self._group_means(block)
         if self._nuisance.shape[1]:
-            basis = _like(self._nuisance, block)
+            basis = as_in(block, self._nuisance)
             block -= basis @ (basis.T @ block)
-        block *= _like(1 / self._norms[columns], block)
+        block *= as_in(block, 1 / self._norms[columns])
         return block
 
     def _float64(self, block: Any) -> Any:
@@ -94,7 +94,7 @@ class ResidualColumns:
         import torch
 
         groups = torch.as_tensor(self._groups, device=block.device)
-        weights = _like(1 / np.bincount(self._groups), block)[:, None]
+        weights = as_in(block, 1 / np.bincount(self._groups))[:, None]
         sums = block.new_zeros((len(weights), block.shape[1])).index_add_(0, groups, block)
         return (sums * weights)[groups]
 
@@ -124,7 +124,7 @@ class Statistic:
         xp = namespace(X)
 
         def product(column: np.ndarray) -> Any:
-            return _like(column[None] if draws is None else draws.rows(column, which), X) @ X
+            return as_in(X, column[None] if draws is None else draws.rows(column, which)) @ X
 
         if len(self.tested) == 1:
             r = product(self.tested[0])
@@ -245,10 +245,11 @@ def to_numpy(array: Any) -> np.ndarray:
 
 def _select(block: Any, columns: np.ndarray) -> Any:
     """Columns of a block, in C order (indexing would return them in the other, which is slower to go on with)."""
-    return block[:, _like(columns, block)] if is_torch(block) else np.take(block, columns, axis=1)
+    return block[:, as_in(block, columns)] if is_torch(block) else np.take(block, columns, axis=1)
 
 
-def _like(array: np.ndarray, other: Any) -> Any:
+def as_in(other: Any, array: np.ndarray) -> Any:
+    """`array` on the device of `other`."""
     return _moved(array, other.device if is_torch(other) else None)
 
 

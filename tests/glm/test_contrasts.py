@@ -266,3 +266,49 @@ def test_a_table_without_a_design_is_refused():
         FeatureGLM(CategoricalDesign("emotion")).fit(X, obs["emotion"].to_numpy())
     with pytest.raises(InvalidInput, match="one label for each"):
         FeatureGLM().fit(X, ["a", "b"])
+
+
+@pytest.mark.parametrize("within", [True, False])
+@pytest.mark.parametrize("alternative", ["two-sided", "less"])
+def test_features_that_cannot_be_significant_are_left_out_whatever_the_labels(within, alternative):
+    X, obs = crossed(20, B) if within else crossed(20, {}, B)
+    X[:, 0] = 0
+    X[:3, 0] = 1  # active in so few items that no labels make it significant
+    design, contrast = CategoricalDesign("emotion"), "sad - glad"
+    options = {"n_perm": 200, "alternative": alternative}
+    result = FeatureGLM(design, testable_at=0.01, **options).fit(X, obs).compute_contrast(contrast)
+    assert not result.valid[0] and result.valid[1:].any() and result.not_tested["cannot be significant"] >= 1
+    swapped = obs.assign(emotion=obs["emotion"].map({"sad": "glad", "glad": "sad"}))
+    if alternative == "two-sided":
+        other = FeatureGLM(design, testable_at=0.01, **options).fit(X, swapped).compute_contrast(contrast)
+        np.testing.assert_array_equal(other.valid, result.valid)
+    everything = FeatureGLM(design, **options).fit(X, obs).compute_contrast(contrast)
+    assert (everything.p[~result.valid] > 0.01).all() and everything.valid[0]
+    with pytest.raises(InvalidInput, match="without covariates"):
+        FeatureGLM(CategoricalDesign("emotion", covariates=["n_words"]), testable_at=0.01).fit(X, obs).compute_contrast(
+            contrast
+        )
+
+
+@pytest.mark.parametrize("kind", ["welch", "hc3"])
+def test_robust_standard_errors_of_groups(kind):
+    X, obs = crossed(37, {}, {"g": list("uuv")}, n_features=8)
+    result = FeatureGLM(CategoricalDesign("g"), stat=kind, n_perm=300).fit(X, obs).compute_contrast("u - v")
+    u = (obs["g"] == "u").to_numpy()
+    welch = stats.ttest_ind(X[u], X[~u], equal_var=False)
+    if kind == "welch":
+        np.testing.assert_allclose(result.stat, welch.statistic)
+        np.testing.assert_allclose(result.df, welch.df)
+    for v in range(3):
+        fit = smf.ols("y ~ 0 + C(g)", obs.assign(y=X[:, v])).fit(cov_type="HC3")
+        if kind == "hc3":
+            assert result.stat[v] == pytest.approx(fit.t_test([1, -1]).tvalue.item())
+    assert result.stat_kind == kind and np.isfinite(result.effect_low).all()
+    for alpha in (0.05, 0.5):
+        np.testing.assert_array_equal(np.abs(result.stat) > result.critical_value(alpha), result.p_fwer <= alpha)
+    covaried = FeatureGLM(CategoricalDesign("g", covariates=["n_words"]), stat=kind, n_perm=10).fit(X, obs)
+    with pytest.raises(InvalidInput, match="use stat 't' here"):
+        covaried.compute_contrast("u - v")
+    X, obs = crossed(12, B)
+    paired = FeatureGLM(CategoricalDesign("emotion"), stat=kind, n_perm=10).fit(X, obs).compute_contrast("sad - glad")
+    assert paired.stat_kind == "t"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from neurollm.files import slug
 from neurollm.glm import ContrastResult
 from neurollm.pipelines import check_pipeline, new_project, run_pipeline
 
-NAMES = ["success", "word_order", "register", "emotion", "polarity", "truth"]
+NAMES = ["success", "word_order", "register", "emotion", "polarity", "truth", "register_by_emotion"]
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +27,16 @@ def examples(tmp_path_factory) -> Path:
     return folder
 
 
+def _result(folder: Path, contrast: str) -> ContrastResult:
+    return ContrastResult.load(folder / "glm" / f"{slug(contrast)}.json")
+
+
 def _smallest_p(folder: Path, contrast: str) -> float:
-    return float(np.nanmin(ContrastResult.load(folder / "glm" / f"{slug(contrast)}.json").p_fwer))
+    return float(np.nanmin(_result(folder, contrast).p_fwer))
+
+
+def _change(file: Path, **fields) -> None:
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | fields))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -39,6 +48,38 @@ def test_the_main_study_finds_features_and_names_its_control(examples):
     run = run_pipeline(examples / "success.yaml", verbose=0)
     assert _smallest_p(run.folder, "success_vs_failure") < 0.05
     assert "token embeddings" in run.verdicts[0]
+
+
+def _controls(folder: Path, contrast: str) -> list[dict]:
+    return json.loads((folder / "controls.json").read_text())[contrast]
+
+
+def test_the_factorial_study_asks_for_main_effects_and_interaction(examples):
+    for name in ("register", "register_by_emotion"):
+        _change(examples / f"{name}.yaml", controls=["token_embeddings"])
+    alone = run_pipeline(examples / "register.yaml", verbose=0)
+    crossed = run_pipeline(examples / "register_by_emotion.yaml", verbose=0)
+    assert [verdict.split(": ")[0] for verdict in crossed.verdicts] == ["register", "emotion", "register:emotion"]
+    one, two = _result(alone.folder, "formal_vs_casual"), _result(crossed.folder, "register")
+    np.testing.assert_allclose(two.stat, one.stat, rtol=1e-6)
+    np.testing.assert_array_equal(two.p_fwer, one.p_fwer)
+    pairs = zip(_controls(alone.folder, "formal_vs_casual"), _controls(crossed.folder, "register"), strict=True)
+    for first, second in pairs:
+        assert first["auroc"] == pytest.approx(second["auroc"], abs=1e-9)
+
+
+def test_an_f_contrast_counts_features_in_the_controls(examples):
+    design = examples.parent / "designs" / "register_by_emotion.yaml"
+    rows = ["formal:emotional - formal:neutral", "casual:emotional - casual:neutral"]
+    design.write_text(yaml.safe_dump(yaml.safe_load(design.read_text()) | {"contrasts": {"anywhere": rows}}))
+    _change(examples / "register_by_emotion.yaml", controls=["token_embeddings"])
+    told = check_pipeline(examples / "register_by_emotion.yaml")
+    assert "F contrast with 2 degrees of freedom" in told and "given for t contrasts only" in told
+    run = run_pipeline(examples / "register_by_emotion.yaml", verbose=0)
+    assert _result(run.folder, "anywhere").is_f and _smallest_p(run.folder, "anywhere") < 0.05
+    for row in _controls(run.folder, "anywhere"):
+        assert row["auroc"] is None and row["reason"] == "an F contrast has no two sides" and row["n_significant"] >= 0
+    assert "No AUROC is given, because an F contrast has no two sides." in run.verdicts[0]
 
 
 @pytest.mark.parametrize(("name", "contrast"), [("word_order", "first_vs_second"), ("truth", "true_vs_false")])

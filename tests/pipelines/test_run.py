@@ -115,9 +115,62 @@ def test_killed_runs_end_like_an_uninterrupted_one(finished, tmp_path):
 
 def test_check_computes_nothing_and_tells_the_design(project):
     told = check_pipeline(project)
-    for part in ("24 stimuli, 12 items", "4,096 possible shufflings", "success +1", "g_z ="):
+    for part in (
+        "24 stimuli, 12 items (success 12, failure 12)",
+        "4,096 possible shufflings",
+        "success +1",
+        "estimable; the model has rank 1 and 11 residual degrees of freedom",
+        "g_z =",
+    ):
         assert part in told
     assert not (project.parents[1] / "reports" / "small").exists()
+
+
+def _study(root: Path, design: dict, **changes) -> Path:
+    """A small study with another design: no contexts, one control."""
+    shape = {"controls": ["token_embeddings"], "analyses": {"glm": {"n_perm": 199}, "contexts": None}}
+    file = write_project(root, **shape | changes)
+    (root / "designs" / "small.yaml").write_text(yaml.safe_dump(design))
+    return file
+
+
+def test_a_formula_has_no_sides(tmp_path):
+    file = _study(tmp_path, {"type": "formula", "formula": "outcome"})
+    assert "24 stimuli, 12 items (outcome=failure 12, outcome=success 12)" in check_pipeline(file)
+    run = run_pipeline(file, verbose=0)
+    design = json.loads((run.folder / "design.json").read_text())
+    assert design["contrasts"] == {"outcome": "outcome[T.success]"} and design["variables"] == {"outcome": []}
+    rows = json.loads((run.folder / "controls.json").read_text())["outcome"]
+    assert {row["reason"] for row in rows} == {"a coefficient of a formula has no two sides"}
+    result = ContrastResult.load(run.folder / "glm" / f"{slug('outcome')}.json")
+    assert result.n_tests > 10 and "outcome" in run.verdicts[0]
+
+
+def test_without_permutations_the_false_discovery_rate_decides(tmp_path):
+    glm = {"n_perm": 0, "alternative": "greater", "fdr": "by"}
+    design = {"type": "discriminative", "factor": "outcome", "target": "success"}
+    file = _study(tmp_path, design, analyses={"glm": glm, "contexts": None})
+    run = run_pipeline(file, verbose=0)
+    result = ContrastResult.load(run.folder / "glm" / f"{slug('success - others')}.json")
+    assert result.exchange.n_perm == 0 and result.fdr == "by" and np.isnan(result.p_fwer).all()
+    study, control = json.loads((run.folder / "controls.json").read_text())["success - others"]
+    assert study["min_p"] == pytest.approx(np.nanmin(result.q))
+    assert study["n_significant"] == int((result.q <= 0.05).sum()) and control["auroc"] is not None
+    assert "Benjamini–Yekutieli over features, no permutations" in run.verdicts[0]
+
+
+def test_ranks_and_stimuli_without_items(tmp_path):
+    design = {"type": "categorical", "factor": "outcome", "item": "none", "item_reason": "made up for this test"}
+    file = _study(tmp_path, design, features={"transform": "rank", "min_active_items": 3})
+    assert "24 stimuli, 24 trials" in check_pipeline(file)
+    result = run_pipeline(file, verbose=0)
+    saved = ContrastResult.load(result.folder / "glm" / f"{slug('outcome')}.json")
+    trials = anndata.read_h5ad(result.folder / "trials.h5ad")
+    failure = (trials.obs["outcome"] == "failure").to_numpy()
+    ranks = stats.rankdata(trials.X.toarray(), axis=0)
+    expected = stats.ttest_ind(ranks[~failure], ranks[failure]).statistic
+    np.testing.assert_allclose(saved.stat[saved.valid], expected[saved.valid], rtol=1e-4, atol=1e-6)
+    assert "made up for this test" in result.report.read_text()
 
 
 def test_list_shows_state_and_verdict(finished, tmp_path):
@@ -144,7 +197,10 @@ def test_a_new_project_holds_the_examples_and_spares_what_is_there(tmp_path):
         ({"dictionary": {"kind": "raw_units"}}, r"model\.site is missing"),
         ({"name": "../up"}, "cannot be a folder name"),
         ({"features": {"tokens": "middle"}}, "left:n"),
-        ({"analyses": {"glm": {"n_perm": 3}}}, "n_perm"),
+        ({"analyses": {"glm": {"n_perm": 3}}}, "n_perm is 3.*at least 19.*or 0"),
+        ({"analyses": {"glm": {"n_perm": 0, "tail": "gpd"}}}, "tail gpd needs permutations"),
+        ({"analyses": {"glm": {"fdr": "holm"}}}, "'bh', 'by' and 'bky'|bh, by|'bh', 'by' or 'bky'"),
+        ({"features": {"transform": "rank"}, "analyses": {"glm": {"stat": "welch"}}}, "rank goes with .*stat t"),
         ({"stimuli": "stimuli/none.tsv"}, r"none\.tsv"),
         ({"design": "designs/none.yaml"}, r"none\.yaml.*no such file"),
         ({"model": {"name": "no-such-model"}}, "no-such-model"),

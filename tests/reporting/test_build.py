@@ -323,7 +323,7 @@ def study_of(folder, *results, config=""):
         ("paired", {}, ["tested by a paired t statistic over items", "Barndorff-Nielsen OE (1986)", "Hedges LV (1981)"]),
         ("several", {}, ["an additive model of items and levels", "Pearson type III distribution", "Winkler AM"]),
         ("levels", {}, ["an F statistic with 2 numerator degrees of freedom", "the beta distribution", "Steiger JH"]),
-        ("interaction", {}, ["labels within items", "of the F distribution;", "root mean square"]),
+        ("interaction", {}, ["labels within items", "of the beta distribution", "root mean square"]),
         ("between", {}, ["a two-sample t statistic over items", "shufflings of whole items"]),
         ("between", {"stat": "welch"}, ["Welch’s t statistic with a variance of its own", "Welch BL (1947)"]),
         ("between", {"stat": "hc3"}, ["heteroscedasticity-consistent standard errors (HC3", "MacKinnon JG"]),

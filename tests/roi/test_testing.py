@@ -57,7 +57,7 @@ def test_selected_on_one_half_and_found_on_the_other():
     assert set(roi.feature) == {0, 1, 2} and found.n_true == 3 and found.score.p_fwer[0] < 0.01
     assert found.bayes_factor is None and found.p_equivalence is None
     assert found.verdict().startswith(
-        "won - lost in ROI success (3 of 3 features active on 30 held-out items): differs, g = "
+        "won - lost in ROI success (3 of 3 features vary over 30 held-out items): differs, g = "
     )
 
 
@@ -120,7 +120,7 @@ def test_dead_features_are_left_out_and_counted():
     X[:, 5] = 0
     found = run(declared(0, 5), X, obs)
     np.testing.assert_allclose(found.score.stat, run(declared(0), X, obs).score.stat)
-    assert "(1 of 2 features active" in found.verdict() and np.isnan(found.members.p[1])
+    assert "(1 of 2 features vary over 20 items)" in found.verdict() and np.isnan(found.members.p[1])
     with pytest.raises(InvalidInput, match="none of its 1 features varies in these trials"):
         run(declared(5), X, obs)
 

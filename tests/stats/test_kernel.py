@@ -373,7 +373,9 @@ def test_bounds_of_float32_hold_and_are_tight(name):
 def test_ties_are_decided_alike_in_float32_and_float64(values):
     rng = np.random.default_rng(0)
     Y = (rng.random((24, 1500)) < 0.3).astype(float)
-    Y = {"binary": Y, "counts": 0.1 * rng.poisson(1, Y.shape), "copies": np.tile(rng.normal(size=(24, 15)), 100)}[values]
+    Y = {"binary": Y, "counts": 0.1 * rng.poisson(1, Y.shape), "copies": np.tile(rng.normal(size=(24, 15)), 100)}[
+        values
+    ]
     for name in ("two_groups", "sign_flip", "three_groups"):
         hypothesis = SCHEMES[name]
         exact = run(Y, hypothesis, n_perm=300, count=True)
