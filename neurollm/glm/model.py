@@ -172,6 +172,12 @@ class FeatureGLM(BaseEstimator):
             The contrast cannot be read, estimated, or tested by an exchange.
         """
         self._check_fitted()
+        test, described, reasons = self._prepared(contrast, name)
+        result = self._result(test, described, reasons)
+        return result if output_type is None else result.output(output_type)
+
+    def _prepared(self, contrast: Any, name: str | None) -> tuple[_Test, Any, dict[str, int]]:
+        """What a contrast is tested on, its conditions in numbers, and why features are left out."""
         contrast = self.design_.contrast(contrast, self.table_.obs, name)
         plan = self.design_.plan(self.table_, contrast)
         data, largest = self._rows(plan)
@@ -181,9 +187,7 @@ class FeatureGLM(BaseEstimator):
         if self.testable_at is not None:
             attainable = smallest_attainable_p(data, plan.hypothesis, fit, self.alternative) > self.testable_at
         tested, reasons = _testable(fit.norm, described.n_active_items < self.min_active_items, attainable)
-        test = _Test(contrast, plan, data, fit, tested)
-        result = self._result(test, described, reasons)
-        return result if output_type is None else result.output(output_type)
+        return _Test(contrast, plan, data, fit, tested), described, reasons
 
     def compute_contrasts(self, contrasts: dict[str, Any] | None = None) -> dict[str, ContrastResult]:
         """Test several contrasts, by name (default: the effects that the design asks by itself)."""
@@ -191,6 +195,49 @@ class FeatureGLM(BaseEstimator):
         if contrasts is None:
             contrasts = self.design_.effects(self.table_.obs)
         return {name: self.compute_contrast(spec, name) for name, spec in contrasts.items()}
+
+    def compute_tfce(self, contrast: Any, graph: Any, n_perm: int = 1000) -> pd.DataFrame:
+        """Test a contrast with threshold-free cluster enhancement: support from features that are neighbours.
+
+        The graph must be made without the labels, e.g. from decoder directions
+        (`neurollm.stats.nearest_neighbour_graph`). A significant feature has an effect somewhere in the clusters it
+        belongs to, not necessarily an own one.
+
+        Parameters
+        ----------
+        contrast : as for `compute_contrast`
+        graph : scipy.sparse array, shape (V, V)
+            Neighbours of features.
+        n_perm : int, default=1000
+            Shufflings; every one enhances a map of all features.
+
+        Returns
+        -------
+        DataFrame
+            ``feature, stat, tfce, p_fwer``, in the order of the data. `tfce` carries the sign of the statistic for the
+            alternatives with a direction, and is a size for "two-sided".
+        """
+        import pandas as pd
+
+        from neurollm.glm.clusters import enhanced_test
+
+        self._check_fitted()
+        test, _, _ = self._prepared(contrast, None)
+        alternative = "two-sided" if test.contrast.rank > 1 else self.alternative
+        norms = np.where(test.tested, test.fit.norm, np.nan)
+        with Progress("enhanced maps", n_perm, "maps", self.verbose) as progress:
+            enhanced, p = enhanced_test(
+                test.data,
+                test.plan.hypothesis,
+                norms,
+                graph,
+                alternative=alternative,
+                n_perm=n_perm,
+                random_state=int(self.random_state),
+                on_maps=progress.advance,
+            )
+        stat = np.where(test.tested, test.fit.stat, np.nan)
+        return pd.DataFrame({"feature": self.feature_, "stat": stat, "tfce": enhanced, "p_fwer": p})
 
     def effect_sizes(self, contrast: Any, features: Any = None) -> pd.DataFrame:
         """Every effect size of a contrast with its 95 % interval.

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurollm.errors import InvalidInput
+from neurollm.stats.arrays import by_columns
 from neurollm.validation import closest, listed
 
 if TYPE_CHECKING:
@@ -121,6 +122,7 @@ def trials(X: Any, obs: Any, features: Any) -> tuple[Any, pd.DataFrame, np.ndarr
         return X.X, X.obs, np.asarray(X.var.get("feature", X.var_names))
     if obs is None:
         raise InvalidInput("roi: activations came without a trial table; give obs, one row per row of X.")
+    X = by_columns(X)
     if X.shape[0] != len(obs):
         raise InvalidInput(f"roi: the activations have {X.shape[0]} rows but the trial table has {len(obs)}.")
     return X, obs, np.arange(X.shape[1]) if features is None else np.asarray(features)

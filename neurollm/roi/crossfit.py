@@ -4,12 +4,12 @@ The items are divided into K folds that share no item and no text. For each fold
 contrast ``|t_k·y|/ν_k`` on the other folds are chosen (the ranking of t; `neurollm.stats.linear`), and their effect
 is measured on the fold: the contrast of the region's score ``mean_j sign_j·y_j/s_j`` (`neurollm.roi.testing`).
 
-Test. Each fold's effect has mean zero under the null hypothesis, but the folds' effects are not independent: the items
-scored in one fold choose the features of the others. (With a single feature and two folds, the two held-out effects always
-have the same sign.) A t or sign-flip test of the held-out scores as they stand is therefore too liberal, up to twice its
-level with few features. Here the *whole procedure*, selection included, is repeated under every shuffling; whole
-items are shuffled inside their fold, which leaves the folds what they are. This is exact under the null hypothesis
-that the contrast is exchangeable in all features at once (with covariates as exact as Freedman & Lane).
+Test. Each fold's effect has mean zero under the null hypothesis, but the folds' effects are not independent: the
+items scored in one fold choose the features of the others. (With a single feature and two folds, both held-out effects
+have the same sign, always.) A t or sign-flip test of the held-out scores as they stand is therefore too liberal, up to
+twice its level. Here the *whole procedure*, selection included, is repeated under every shuffling; whole items are
+shuffled inside their fold, which leaves the folds what they are. This is exact under the null hypothesis that the
+contrast is exchangeable in all features at once (with covariates as exact as Freedman & Lane).
 
 Intervals. A feature chosen in all folds was, in effect, chosen on all data: the mean of its held-out effects is
 biased again. In a single fold the interval is honest. Let m = ⌈K/2⌉; a value is excluded if at least m folds
@@ -27,6 +27,7 @@ import numpy as np
 from scipy import special
 
 from neurollm.designs import Contrast, ContrastPlan, Design, ItemTable
+from neurollm.designs.base import counted
 from neurollm.errors import InvalidInput
 from neurollm.glm import FeatureGLM
 from neurollm.roi.contents import trials
@@ -113,9 +114,10 @@ class CrossFit:
     def verdict(self) -> str:
         """The result in one sentence."""
         return (
-            f"{self.contrast.name}: {len(self.selected[0])} features chosen in each of {len(self.selected)} folds have a "
-            f"held-out effect of {self.effect:.2f} SD [{self.effect_low:.2f}, {self.effect_high:.2f}] (in sample {self.in_sample:.2f}), p = {self.p:.3g} "
-            f"({self.n_perm:,} shufflings of the whole procedure, {self.n_items} items)."
+            f"{self.contrast.name}: {len(self.selected[0])} features chosen in each of {len(self.selected)} folds have "
+            f"a held-out effect of {self.effect:.2f} SD [{self.effect_low:.2f}, {self.effect_high:.2f}] (in sample "
+            f"{self.in_sample:.2f}), p = {self.p:.3g} ({self.n_perm:,} shufflings of the whole procedure, "
+            f"{self.n_items} items)."
         )
 
 
@@ -188,10 +190,10 @@ def cross_fit(
     if work.valid.sum() < n_features:
         raise InvalidInput(f"cross_fit: {work.valid.sum()} features vary, fewer than n_features = {n_features}.")
     draws = work.shuffling.draw(n_perm, random_state)
-    chosen, signs, effects, in_sample = work.run(np.array([-1]), draws, (n_features, alternative))
+    chosen, effects, in_sample = work.run(np.array([-1]), draws, (n_features, alternative))
     weights = np.array([part.share for part in work.parts])
     null = np.concatenate(
-        [work.run(which, draws, (n_features, alternative))[2] @ weights for which in work.batches(len(draws))]
+        [work.run(which, draws, (n_features, alternative))[1] @ weights for which in work.batches(len(draws))]
     )
     effect = float(effects[0] @ weights)
     low, high = effect - np.quantile(null, [1 - ALPHA / 2, ALPHA / 2])
@@ -263,6 +265,7 @@ class _Work:
         data = dense(combine_rows(plan.reduce, table.values))
         valid = np.nan_to_num(linear_fit(data, plan.hypothesis).norm) > 0
         fold_of_rows = fold[table.item_codes[plan.reduce.indices[plan.reduce.indptr[:-1]]]]
+        data = np.where(valid, data, 0.0)
         parts = tuple(
             _part(design, contrast, table, (data, fold_of_rows, fold[table.item_codes], number))
             for number in range(fold.max() + 1)
@@ -271,13 +274,14 @@ class _Work:
         spread = np.concatenate(
             [spread_of(dense(table.values[:, i : i + 4096])) for i in range(0, data.shape[1], 4096)]
         )
-        return cls(plan, np.where(valid, data, 0.0), valid, spread, parts, _inside_folds(plan, fold_of_rows))
+        return cls(plan, data, valid, spread, parts, _inside_folds(plan, fold_of_rows))
 
     @property
     def sentence(self) -> str:
         """What is exchanged, in words."""
         told = self.plan.exchangeability
-        return told.sentence + (" Items stay in their fold." if told.kind == "whole_item" else "")
+        inside = f" Items stay in their fold: {counted(self.shuffling.n_possible)} shufflings."
+        return told.sentence + (inside if told.kind == "whole_item" else "")
 
     def batches(self, count: int) -> list[np.ndarray]:
         """Numbers of shufflings that are computed together."""
@@ -290,7 +294,6 @@ class _Work:
         Returns
         -------
         chosen : ndarray of int, shape (P, K, n_features)
-        signs : ndarray, shape (P, K, n_features)
         held_out, in_sample : ndarray, shape (P, K)
         """
         found = [self._fold(part, which, draws, rule) for part in self.parts]
@@ -311,7 +314,7 @@ class _Work:
         moved = _moved(part.test, which, draws, part.own_basis)[:, part.own]
         held_out = np.einsum("pi,ipj,pj->p", moved, self.data[part.own[:, None, None], top], weights, optimize=True)
         in_sample = (np.take_along_axis(train, top, axis=1) * weights).sum(axis=1)
-        return top, signs, held_out, in_sample
+        return top, held_out, in_sample
 
 
 def _moved(column: np.ndarray, which: np.ndarray, draws: Draws, basis: np.ndarray) -> np.ndarray:
@@ -331,8 +334,8 @@ def _part(design: Design, contrast: Contrast, table: ItemTable, place: tuple) ->
             raise InvalidInput(f"cross_fit: one of the folds is too small ({error}) Use fewer folds.") from None
         if plan.hypothesis.n_rows != rows.size:
             raise InvalidInput(
-                f"cross_fit: the items of a fold do not suffice to test '{contrast.name}' in the same way as all items; "
-                "use fewer folds."
+                f"cross_fit: the items of a fold do not suffice to test '{contrast.name}' in the same way as all "
+                "items; use fewer folds."
             )
         column, basis = np.zeros(len(data)), np.zeros((len(data), plan.hypothesis.nuisance.shape[1]))
         column[rows] = plan.scale * plan.hypothesis.tested[:, 0]

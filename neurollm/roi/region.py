@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from neurollm.validation import listed, shown
 
 FORMAT = "neurollm.ROI"
 VERSION = 1
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,12 @@ class ROI:
             raise InvalidInput(f"{where}: signs must hold +1 or -1 for each of the {len(self.feature)} features.")
         if not isinstance(self.selection, str) or not self.selection.strip():
             raise InvalidInput(f"{where}: selection is empty; write down how the features were chosen.")
+        if not all(isinstance(text, str) and _HASH.fullmatch(text) for text in self.texts):
+            raise InvalidInput(f"{where}: texts must hold SHA-256 hashes, 64 hex digits each.")
         if (self.contrast is None) != (not self.texts) or (self.items and not self.texts):
             raise InvalidInput(
-                f"{where}: a region chosen by a contrast needs the hashes of the texts it was chosen on, and a declared "
-                "one has neither."
+                f"{where}: a region chosen by a contrast needs the hashes of the texts it was chosen on, and a "
+                "declared one has neither."
             )
 
     @property
@@ -78,9 +82,7 @@ class ROI:
         return self.contrast is None
 
     @classmethod
-    def declared(
-        cls, name: str, features: Sequence[int | str], reason: str, signs: Sequence[int] | None = None
-    ) -> ROI:
+    def declared(cls, name: str, features: Sequence[int | str], reason: str, signs: Sequence[int] | None = None) -> ROI:
         """A region known beforehand: by hand, from a paper, from labels.
 
         Parameters

@@ -150,9 +150,7 @@ def _chosen(result: ContrastResult, size: np.ndarray, rule: tuple) -> np.ndarray
         raise InvalidInput(f"{where}: has no {by} (n_perm was 0); choose by 'q', or by n_features.")
     chosen = order[values[order] <= alpha]
     if not chosen.size:
-        raise InvalidInput(
-            f"{where}: no feature has {by} ≤ {alpha:g}; the smallest is {np.nanmin(values[order]):.3g}."
-        )
+        raise InvalidInput(f"{where}: no feature has {by} ≤ {alpha:g}; the smallest is {np.nanmin(values[order]):.3g}.")
     return chosen
 
 
@@ -165,7 +163,7 @@ def _items(result: ContrastResult, obs: pd.DataFrame) -> tuple[str | None, tuple
     found, needed = len(obs) if item is None else len(labels), result.n_items + result.n_items_dropped
     if found < needed:
         raise DataMismatch(
-            f"select_roi: contrast '{result.name}' was computed from {needed} {unit}s, but the trial table has {found}; "
-            "give the whole table that was fitted, because all of it counts as used."
+            f"select_roi: contrast '{result.name}' was computed from {needed} {unit}s, but the trial table has "
+            f"{found}; give the whole table that was fitted, because all of it counts as used."
         )
     return item, labels

@@ -61,9 +61,7 @@ def split_half(
     return fold == 0, fold == 1
 
 
-def folds(
-    obs: pd.DataFrame, item: str | None, n_splits: int, random_state: int, conditions: np.ndarray
-) -> np.ndarray:
+def folds(obs: pd.DataFrame, item: str | None, n_splits: int, random_state: int, conditions: np.ndarray) -> np.ndarray:
     """Number of the fold of every trial; folds share no item and no text and are alike in size and conditions.
 
     Parameters

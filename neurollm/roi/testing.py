@@ -77,8 +77,8 @@ class ROITest:
         if self.p_equivalence is not None:
             extra += f", equivalence within g = {self.bounds[0]:g} … {self.bounds[1]:g}: p = {self.p_equivalence:.3g}"
         return (
-            f"{score.name} in ROI {self.roi.name} ({int(self.members.valid.sum())} of {len(self.roi.feature)} features vary "
-            f"over {score.n_items} {'' if self.roi.is_declared else 'held-out '}{score.exchange.unit}s): "
+            f"{score.name} in ROI {self.roi.name} ({int(self.members.valid.sum())} of {len(self.roi.feature)} features "
+            f"vary over {score.n_items} {'' if self.roi.is_declared else 'held-out '}{score.exchange.unit}s): "
             f"{'differs' if p <= alpha else 'no difference shown'}, {label} = {size:.2f} [{low:.2f}, {high:.2f}], "
             f"p = {p:.3g} ({score.alternative}){extra}; at least {self.n_true} of the features carry it."
         )
@@ -162,7 +162,8 @@ def score_of(values: np.ndarray, spread: np.ndarray, signs: np.ndarray) -> np.nd
 
 def spread_of(values: np.ndarray) -> np.ndarray:
     """Standard deviation of each column over the item × cell means, without labels."""
-    return values.std(axis=0)
+    with np.errstate(invalid="ignore"):
+        return values.std(axis=0)
 
 
 def _score_result(roi: ROI, glm: FeatureGLM, members: ContrastResult, data: tuple, options: dict) -> ContrastResult:
@@ -186,8 +187,8 @@ def _positions(roi: ROI, features: np.ndarray) -> np.ndarray:
     missing = [feature for feature in roi.feature if feature not in where]
     if missing:
         raise DataMismatch(
-            f"ROI '{roi.name}': {len(missing)} of its {len(roi.feature)} features are not among the {len(where)} of these "
-            f"trials ({listed(missing[:3])}); use trials of the dictionary from which it comes."
+            f"ROI '{roi.name}': {len(missing)} of its {len(roi.feature)} features are not among the {len(where)} of "
+            f"these trials ({listed(missing[:3])}); use trials of the dictionary from which it comes."
         )
     return np.array([where[feature] for feature in roi.feature])
 
@@ -202,7 +203,8 @@ def _evidence(score: ContrastResult, bounds: tuple[float, float] | None) -> tupl
     if score.is_f or not (paired or (groups and df == n - 2)):
         if bounds is not None:
             raise InvalidInput(
-                f"contrast '{score.name}': equivalence is tested for paired and two-group comparisons without covariates."
+                f"contrast '{score.name}': equivalence is tested for paired and two-group comparisons without "
+                "covariates."
             )
         return None, None
     t = score.effect_size / (small_sample_factor(df) * unit)

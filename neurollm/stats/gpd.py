@@ -2,9 +2,10 @@
 
 Exceedances over a high threshold follow nearly a generalised Pareto distribution, ``P(X > x) = (1 − kx/a)^(1/k)``
 (``exp(−x/a)`` for k = 0; with k > 0 it ends at a/k). As in Knijnenburg et al. (2009) and Winkler et al. (2016):
-a and k by the method of moments (Hosking & Wallis 1987), the threshold raised from the 75 % quantile in steps of 1 % until
-an Anderson–Darling test no longer rejects the fit at 5 %. Critical values depend on k (Choulakian & Stephens
-2001 for maximum likelihood); those below were simulated for fits by moments, 200 exceedances, 20,000 samples each.
+a and k by the method of moments (Hosking & Wallis 1987), the threshold raised from the 75 % quantile in steps
+of 1 % until an Anderson–Darling test no longer rejects the fit at 5 %. Critical values depend on k
+(Choulakian & Stephens 2001 for maximum likelihood); those below were simulated for fits by moments, 200
+exceedances, 20,000 samples each.
 
 The fit is used only where the permutation p is below .10; elsewhere, and when no threshold fits, the permutation p
 stays.

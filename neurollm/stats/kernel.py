@@ -100,7 +100,7 @@ def permutation_test(
     >>> none = np.empty((4, 0))
     >>> mean = Hypothesis(np.full((4, 1), 0.5), none, none, None, 3, sign_flip(4))
     >>> permutation_test(y, mean, np.linalg.norm(y, axis=0)).p_fwer.tolist()
-    [0.125, 1.0]
+    [0.25, 1.0]
     """
     norms = np.asarray(norms, dtype=float)
     check(Y, hypothesis, norms, alternative, n_perm, n_jobs)

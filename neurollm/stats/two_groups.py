@@ -58,7 +58,8 @@ def two_group_p(x: np.ndarray, Y: Any, r: np.ndarray, alternative: Alternative =
     Examples
     --------
     >>> x = np.array([1.0, 1.0, -1.0, -1.0]) / 2
-    >>> two_group_p(x, np.array([[1.0], [2.0], [0.0], [0.0]]), np.array([1.5 / np.sqrt(2.75)]), "greater").round(3).tolist()
+    >>> Y = np.array([[1.0], [2.0], [0.0], [0.0]])
+    >>> two_group_p(x, Y, np.array([1.5 / np.sqrt(2.75)]), "greater").round(3).tolist()
     [0.167]
     """
     x, r = np.asarray(x, float), np.asarray(r, float)

@@ -139,7 +139,7 @@ def test_a_formula_has_no_sides(tmp_path):
     assert "24 stimuli, 12 items (outcome=failure 12, outcome=success 12)" in check_pipeline(file)
     run = run_pipeline(file, verbose=0)
     design = json.loads((run.folder / "design.json").read_text())
-    assert design["contrasts"] == {"outcome": "outcome[T.success]"} and design["variables"] == {"outcome": []}
+    assert design["contrasts"] == {"outcome": "outcome[T.failure]"} and design["variables"] == {"outcome": []}
     rows = json.loads((run.folder / "controls.json").read_text())["outcome"]
     assert {row["reason"] for row in rows} == {"a coefficient of a formula has no two sides"}
     result = ContrastResult.load(run.folder / "glm" / f"{slug('outcome')}.json")

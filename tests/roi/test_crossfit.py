@@ -46,6 +46,7 @@ def test_p_against_doing_everything_again(between):
     options = {"n_features": 2, "n_splits": 2, "n_perm": 100}
     found = fit(X, obs, **options)
     assert found.exhaustive and found.n_perm == (36 if between else 64)
+    assert found.sentence.endswith("in their fold: 36 shufflings." if between else "(64 possible shufflings).")
     null = []
     if between:
         halves = [np.flatnonzero(found.fold == fold) for fold in (0, 1)]
@@ -54,7 +55,8 @@ def test_p_against_doing_everything_again(between):
             moved = X.copy()
             for rows, which in zip(halves, chosen, strict=True):
                 mine = [*sorted(which), *sorted(set(range(4)) - which)]  # two winners, two losers
-                moved[np.concatenate([rows[obs["outcome"][rows] == level] for level in ("won", "lost")])] = X[rows[mine]]
+                places = [rows[obs["outcome"][rows] == level] for level in ("won", "lost")]
+                moved[np.concatenate(places)] = X[rows[mine]]
             null.append(fit(moved, obs, **options).effect)
     else:
         for swapped in itertools.product((False, True), repeat=6):
@@ -134,6 +136,15 @@ def test_same_numbers_for_other_storage_order_and_dead_features():
     assert not set(dense.feature) & set(range(10, 20))
     with pytest.raises(InvalidInput, match="30 features vary, fewer than n_features = 31"):
         fit(X, obs, n_features=31)
+
+
+def test_features_that_are_not_finite_are_left_out():
+    X, obs = trials(n_items=24, effect=2, n_carry=3)
+    broken = X.copy()
+    broken[3, 0], broken[5, 1] = np.nan, np.inf
+    with np.errstate(all="raise"):
+        found = fit(broken, obs, n_features=1)
+    assert found.feature.tolist() == [2] and found.p == 0.01
 
 
 def test_other_designs():

@@ -96,7 +96,7 @@ def test_selection_needs_the_texts_and_the_whole_table():
         localize(DESIGN, "won - lost", X, obs.drop(columns="text"), name="x", n_features=2)
     with pytest.raises(InvalidInput, match="column 'text' is empty in 1 trials"):
         select_roi(result, obs.assign(text=[None, *obs["text"][1:]]), "x", n_features=2)
-    with pytest.raises(DataMismatch, match="was computed from 20 items, but the trial table has 10; give the whole table"):
+    with pytest.raises(DataMismatch, match="from 20 items, but the trial table has 10; give the whole table"):
         select_roi(result, obs[:20], "x", n_features=2)
     with pytest.raises(InvalidInput, match="has no p_fwer"):
         select_roi(fitted(X, obs, n_perm=0), obs, "x", alpha=0.05)
@@ -147,6 +147,7 @@ def test_damaged_files(tmp_path):
         ({"format": "x"}, InvalidInput, "this is not a saved ROI"),
         ({"version": 0}, DataMismatch, "written by another version"),
         ({"signs": [1]}, DataMismatch, "the ROI is damaged"),
+        ({"texts": "abc"}, DataMismatch, "texts must hold SHA-256 hashes, 64 hex digits each"),
         # Nobody turns a selected region into a declared one by deleting what it was selected on.
         ({"texts": [], "items": []}, DataMismatch, "needs the hashes of the texts it was chosen on"),
     ):
@@ -168,8 +169,8 @@ def test_the_sentence_names_items_and_texts():
     sentence = refusal(roi, pd.concat([trials(prefix="new")[1], obs[:10]]))
     assert sentence == (
         "ROI 'success': 5 items ('i00', 'i01', 'i02' …) and 10 texts ('Runner i00 won.', 'Runner i00 lost.', "
-        "'Runner i01 won.' …) of this trial table were used to select its features, so a test on them would be circular; "
-        "test it on other contents."
+        "'Runner i01 won.' …) of this trial table were used to select its features, so a test on them would be "
+        "circular; test it on other contents."
     )
 
 

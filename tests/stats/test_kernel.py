@@ -1,100 +1,27 @@
-"""The permutation kernel against refitted models, scipy and enumeration; over storage, blocks and threads."""
+"""The permutation kernel against refitted models, scipy and enumeration."""
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse, stats
+from support.hypotheses import (
+    SCHEMES,
+    alternatives,
+    hypothesis_of,
+    indicators,
+    levels,
+    one_group,
+    residual_norms,
+    run,
+    zero_inflated,
+)
 
 from neurollm.errors import InvalidInput
-from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.kernel import permutation_test, r_to_f, r_to_t, t_to_r
 from neurollm.stats.maxima import above_ties, tied_down
-from neurollm.stats.products import ResidualColumns, Statistic, float32_copy
-from neurollm.stats.scan import Scan
 from neurollm.stats.shufflings import sign_flip, whole_item, within_item
 
-
-def zero_inflated(shape, seed=0, active=0.4):
-    rng = np.random.default_rng(seed)
-    return np.where(rng.random(shape) < active, rng.lognormal(size=shape), 0.0)
-
-
-def orthonormal(columns, *against):
-    """Orthonormal basis of the columns after removing others; the first keeps its direction."""
-    columns = np.asarray(columns, float).reshape(len(columns), -1)
-    for basis in against:
-        columns = columns - basis @ np.linalg.lstsq(basis, columns, rcond=None)[0]
-    basis, triangle = np.linalg.qr(columns)
-    return basis * np.sign(np.diag(triangle))
-
-
-def indicators(groups):
-    return np.eye(np.max(groups) + 1)[groups]
-
-
-def hypothesis_of(shuffling, tested, rest=None, nuisance=None, groups=None):
-    """The hypothesis that the columns `tested` have no effect in the model groups + nuisance + tested + rest."""
-    n = len(tested)
-    empty = np.empty((n, 0))
-    means = [] if groups is None else [indicators(groups)]
-    z = empty if nuisance is None else orthonormal(nuisance, *means)
-    t = orthonormal(tested, *means, z) if z.size else orthonormal(tested, *means)
-    u = empty if rest is None else orthonormal(rest, *means, *([z] if z.size else []), t)
-    removed = 0 if groups is None else np.max(groups) + 1
-    df = n - removed - z.shape[1] - t.shape[1] - u.shape[1]
-    return Hypothesis(t, u, z, groups, df, shuffling)
-
-
-def residual_norms(Y, hypothesis):
-    Y = np.asarray(Y.toarray() if sparse.issparse(Y) else Y).astype(float)
-    for basis in ([] if hypothesis.groups is None else [indicators(hypothesis.groups)]) + [hypothesis.nuisance]:
-        if basis.shape[1]:
-            Y = Y - basis @ np.linalg.lstsq(basis, Y, rcond=None)[0]
-    return np.sqrt((Y**2).sum(axis=0))
-
-
-def run(Y, hypothesis, **options):
-    return permutation_test(Y, hypothesis, residual_norms(Y, hypothesis), **options)
-
-
-def one_group(n):
-    return np.zeros(n, int)
-
-
-def levels(codes, contrast):
-    """A contrast of level means between items and the other differences between the levels."""
-    dummies = indicators(codes)
-    counts = dummies.sum(axis=0)
-    return dummies @ (contrast / counts), dummies
-
-
-def schemes():
-    """Each scheme with many features of a fitting number of rows, and too many arrangements to enumerate."""
-    rng = np.random.default_rng(5)
-    two = rng.permutation(np.repeat([0, 1], [9, 15]))
-    three = rng.permutation(np.repeat([0, 1, 2], [7, 8, 9]))
-    t3, u3 = levels(three, np.array([1, -0.5, -0.5]))
-    cells = np.tile(np.eye(3), (8, 1))
-    items, z = np.repeat(np.arange(8), 3), rng.normal(size=(24, 2))
-    return {
-        "sign_flip": hypothesis_of(sign_flip(24), np.ones(24)),
-        "sign_flip_covariate": hypothesis_of(sign_flip(24), np.ones(24), nuisance=z[:, :1]),
-        "two_groups": hypothesis_of(whole_item(two), levels(two, np.array([1, -1]))[0], groups=one_group(24)),
-        "three_groups": hypothesis_of(whole_item(three), t3, rest=u3[:, :1], groups=one_group(24)),
-        "f_three_groups": hypothesis_of(whole_item(three), u3[:, :2], groups=one_group(24)),
-        "covariates": hypothesis_of(whole_item(np.arange(24)), two, nuisance=z, groups=one_group(24)),
-        "f_covariates": hypothesis_of(whole_item(np.arange(24)), u3[:, :2], nuisance=z, groups=one_group(24)),
-        "blocks": hypothesis_of(whole_item(two, items % 2), two - 0.5, groups=items % 2),
-        "within_item": hypothesis_of(within_item(8, (3,)), cells @ [2, -1, -1], rest=cells[:, 1], groups=items),
-        "two_factors": hypothesis_of(
-            within_item(4, (3, 2)), np.tile(np.repeat([2, -1, -1], 2), 4), groups=np.repeat(np.arange(4), 6)
-        ),
-    }
-
-
-SCHEMES = schemes()
 MANY = zero_inflated((24, 700), 3).astype(np.float32)
 
 
@@ -126,10 +53,6 @@ def arrangements(hypothesis, n_perm, seed=0):
     index = np.tile(np.arange(n), (len(draws), 1)) if draws.index is None else draws.index
     sign = np.ones((len(draws), n)) if draws.sign is None else draws.sign
     return list(zip(index.astype(int), sign, strict=True))
-
-
-def alternatives(hypothesis):
-    return ("two-sided", "greater", "less") if hypothesis.rank == 1 else ("two-sided",)
 
 
 EXTREMITY = {"two-sided": np.abs, "greater": np.positive, "less": np.negative}
@@ -280,118 +203,6 @@ def test_exhaustive_maximum_equals_enumeration(name):
     null = np.abs(list(brute_force(y, hypothesis, arrangements(hypothesis, 2000))))
     assert ours.exhaustive and len(null) == hypothesis.shuffling.n_possible
     np.testing.assert_allclose(ours.p_fwer, (null.max(1)[:, None] >= np.abs(ours.r) - 1e-7).mean(0))
-
-
-@pytest.fixture(scope="module")
-def mapped(tmp_path_factory):
-    file = np.memmap(tmp_path_factory.mktemp("map") / "y.dat", np.float32, "w+", shape=MANY.shape)
-    file[:] = MANY
-    return file
-
-
-def same(got, expected, message=""):
-    np.testing.assert_array_equal(got.p_fwer, expected.p_fwer, err_msg=message)
-    np.testing.assert_array_equal(got.p_step_down, expected.p_step_down, err_msg=message)
-    np.testing.assert_allclose(got.null_max, expected.null_max, rtol=1e-6, err_msg=message)
-
-
-@pytest.mark.parametrize("name", SCHEMES)
-def test_p_values_do_not_depend_on_storage_blocks_or_threads(name, mapped):
-    hypothesis = SCHEMES[name]
-    expected = run(MANY, hypothesis, n_perm=300, random_state=3, count=True)
-    storages = {
-        "float64": MANY.astype(float),
-        "csr": sparse.csr_array(MANY),
-        "csc": sparse.csc_matrix(MANY),
-        "memmap": mapped,
-        "torch": torch.tensor(MANY),
-        "fortran": np.asfortranarray(MANY),
-    }
-    for storage, Y in storages.items():
-        for n_jobs, block in ((1, (256, 2048)), (2, (64, 100)), (7, (300, 33))):
-            got = run(Y, hypothesis, n_perm=300, random_state=3, n_jobs=n_jobs, block=block)
-            same(got, expected, f"{storage} {n_jobs} {block}")
-    counted = run(torch.tensor(MANY), hypothesis, n_perm=300, random_state=3, block=(7, 90), count=True)
-    same(counted, expected)
-    np.testing.assert_array_equal(counted.p_permutation, expected.p_permutation)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", SCHEMES)
-def test_p_values_on_a_gpu_are_those_of_the_cpu(name):
-    hypothesis = SCHEMES[name]
-    same(run_on_gpu(hypothesis), run(MANY, hypothesis, n_perm=300))
-
-
-def run_on_gpu(hypothesis):
-    return permutation_test(torch.tensor(MANY, device="cuda"), hypothesis, residual_norms(MANY, hypothesis), n_perm=300)
-
-
-class Blurred(Statistic):
-    """Bounds that are valid but far from tight, or too low to be bounds (as products in bfloat16 would give)."""
-
-    added = 0.0, 0.1
-
-    def upper_bounds(self, *arguments):
-        found = super().upper_bounds(*arguments)
-        return found + np.random.default_rng(0).uniform(*self.added, found.shape).astype(np.float32)
-
-
-class TooLow(Blurred):
-    added = -0.1, 0.0
-
-
-@pytest.mark.parametrize("statistic", [Blurred, TooLow])
-@pytest.mark.parametrize("name", SCHEMES)
-def test_decisions_do_not_depend_on_how_good_the_bounds_are(name, statistic):
-    hypothesis = SCHEMES[name]
-    Y = zero_inflated((24, 1500), 3) + np.linspace(0, 8, 1500) * hypothesis.tested[:, :1]
-    norms = residual_norms(Y, hypothesis)
-    columns, draws = ResidualColumns(Y, norms, hypothesis), hypothesis.shuffling.draw(300, 0)
-    scan = Scan(columns, statistic(hypothesis, "two-sided"), draws, np.arange(1500), (256, 2048), map)
-    single, down = scan.through(False, lambda number: None)[0].p_values(draws.exhaustive)
-    expected = run(Y, hypothesis, n_perm=300, count=True)
-    np.testing.assert_array_equal(single, expected.p_fwer)
-    np.testing.assert_array_equal(down, expected.p_step_down)
-
-
-@pytest.mark.parametrize("name", SCHEMES)
-def test_bounds_of_float32_hold_and_are_tight(name):
-    hypothesis = SCHEMES[name]
-    draws = hypothesis.shuffling.draw(300, 0)
-    for alternative in alternatives(hypothesis):
-        statistic = Statistic(hypothesis, alternative)
-        X = ResidualColumns(MANY[:, :128], residual_norms(MANY[:, :128], hypothesis), hypothesis)(np.arange(128))
-        rows = statistic.rows(draws, np.arange(300), None)
-        bounds = statistic.upper_bounds(rows, float32_copy(X, None, 64), 64, 100)
-        exact = statistic.extremity(statistic.exact(draws, np.arange(300), X)).reshape(300, 2, 64).max(axis=2)
-        assert (bounds >= exact).all()
-        np.testing.assert_allclose(bounds, np.maximum(exact, 0), atol=1e-4)
-
-
-@pytest.mark.parametrize("values", ["binary", "counts", "copies"])
-def test_ties_are_decided_alike_in_float32_and_float64(values):
-    rng = np.random.default_rng(0)
-    Y = (rng.random((24, 1500)) < 0.3).astype(float)
-    Y = {"binary": Y, "counts": 0.1 * rng.poisson(1, Y.shape), "copies": np.tile(rng.normal(size=(24, 15)), 100)}[
-        values
-    ]
-    for name in ("two_groups", "sign_flip", "three_groups"):
-        hypothesis = SCHEMES[name]
-        exact = run(Y, hypothesis, n_perm=300, count=True)
-        for block in ((256, 2048), (100, 130)):
-            same(run(Y, hypothesis, n_perm=300, block=block), exact, f"{values} {name} {block}")
-        order = rng.permutation(Y.shape[1])
-        np.testing.assert_array_equal(run(Y[:, order], hypothesis, n_perm=300).p_fwer, exact.p_fwer[order])
-
-
-def test_dense_thresholds_are_decided_alike_in_float32_and_float64():
-    """Thousands of effects, and copies that differ by less than float32 resolves."""
-    hypothesis = SCHEMES["two_groups"]
-    rng = np.random.default_rng(1)
-    base = rng.normal(size=(24, 40)) + np.linspace(0, 3, 40) * hypothesis.tested
-    Y = np.repeat(base, 60, axis=1) + 1e-5 * rng.normal(size=(24, 2400))
-    same(run(Y, hypothesis, n_perm=500), run(Y, hypothesis, n_perm=500, count=True))
 
 
 def test_the_mirrored_arrangement_is_tied_with_the_observed_one():
