@@ -58,8 +58,7 @@ def crossed(n_items: int, within: dict[str, str], between: dict[str, str], n_tem
     """All within-cells and templates for every item, one between-cell per item."""
     groups = list(itertools.product(*between.values()))
     return pd.DataFrame(
-        {"item": i, "template": t}
-        | dict(zip([*between, *within], (*groups[i % len(groups)], *cell), strict=True))
+        {"item": i, "template": t} | dict(zip([*between, *within], (*groups[i % len(groups)], *cell), strict=True))
         for i in range(n_items)
         for cell in itertools.product(*within.values())
         for t in range(n_templates)
@@ -212,7 +211,10 @@ def main() -> None:
     low, high = binom.ppf([0.005, 0.995], options.data, ALPHA) / options.data
     print(f"{options.data} null data sets each, {N_FEATURES} features, {N_PERM} shufflings, level {ALPHA:.0%}")
     print(f"99 % of exact tests lie between {low:.1%} and {high:.1%}\n")
-    print(f"| {'situation':34s} |  fwer |  step |   fdr | nilearn | prompts |\n|{'-' * 36}|------:|------:|------:|--------:|--------:|")
+    print(
+        f"| {'situation':34s} |  fwer |  step |   fdr | nilearn | prompts |\n"
+        f"|{'-' * 36}|------:|------:|------:|--------:|--------:|"
+    )
     for name, situation in chosen.items():
         rows = Parallel(options.jobs)(
             delayed(one)(situation, seed, not options.skip_nilearn) for seed in range(options.data)
@@ -221,7 +223,10 @@ def main() -> None:
         shown = ["–" if math.isnan(rate) else f"{rate:.1%}" for rate in rates]
         marks = ["" if not rate > high else "*" for rate in rates]
         text = [f"{value}{mark}" for value, mark in zip(shown, marks, strict=True)]
-        print(f"| {name:34s} | " + " | ".join(f"{t:>{w}s}" for t, w in zip(text, (5, 5, 5, 7, 7), strict=True)) + " |", flush=True)
+        print(
+            f"| {name:34s} | " + " | ".join(f"{t:>{w}s}" for t, w in zip(text, (5, 5, 5, 7, 7), strict=True)) + " |",
+            flush=True,
+        )
     print("\n* above what chance allows for a test that holds its level")
 
 

@@ -21,7 +21,7 @@ trials = FeatureMasker(lm, sae, tokens="target").fit_transform(stimuli)
 glm = FeatureGLM(CategoricalDesign("outcome"), n_perm=2_000, min_active_items=8).fit(trials)
 result = glm.compute_contrast("success - failure")
 print(result.verdict())
-print(result.to_frame().head(10)[["feature", "effect_size", "rate_positive", "rate_negative", "p_fwer"]])
+print(result.to_frame().head(10)[["feature", "g", "rate[success]", "rate[failure]", "p", "q", "p_fwer"]])
 
 # The control that decides what the verdict means: do the words alone separate the conditions as well?
 words = FeatureMasker(lm, RawUnits(Site(0, "token_embedding"), lm.d_model), tokens="target").fit_transform(stimuli)

@@ -221,7 +221,9 @@ the 3 items (8 possible shufflings).
             )
         return column
 
-    def level_codes(self, obs: pd.DataFrame, name: str, order: Sequence[str] = ()) -> tuple[tuple[str, ...], np.ndarray]:
+    def level_codes(
+        self, obs: pd.DataFrame, name: str, order: Sequence[str] = ()
+    ) -> tuple[tuple[str, ...], np.ndarray]:
         """Levels of a factor (in the given order, else category order, else sorted) and every trial's level."""
         column = self.column(obs, name)
         labels = column.astype(str)
@@ -229,7 +231,9 @@ the 3 items (8 possible shufflings).
         if order:
             unknown = sorted(present - set(order))
             if unknown:
-                raise InvalidInput(f"design: '{name}' has the value {listed(unknown)}, but its levels are {listed(order)}.")
+                raise InvalidInput(
+                    f"design: '{name}' has the value {listed(unknown)}, but its levels are {listed(order)}."
+                )
             levels = tuple(order)
         elif hasattr(column, "cat"):
             levels = tuple(str(level) for level in column.cat.categories if str(level) in present)

@@ -91,7 +91,8 @@ class DiscriminativeDesign(CellDesign):
         if self.target not in levels:
             hint = closest(self.target, levels) or "."
             raise InvalidInput(
-                f"design: the target '{self.target}' is no level of '{self.factor}'{hint} Its levels are {listed(levels)}."
+                f"design: the target '{self.target}' is no level of '{self.factor}'{hint} "
+                f"Its levels are {listed(levels)}."
             )
         if len(levels) < 2:
             raise InvalidInput(f"design: the column '{self.factor}' has the single level '{self.target}'.")

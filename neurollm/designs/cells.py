@@ -199,8 +199,11 @@ def _orthonormal_rows(matrix: np.ndarray) -> np.ndarray:
 def _effect_text(matrix: np.ndarray, levels: dict[str, tuple[str, ...]], factors: Sequence[str]) -> list[str]:
     """The effect in words: a difference for two-level factors, else how many differences."""
     if len(matrix) == 1:
-        return [" × ".join(f"({levels[name][0]} - {levels[name][-1]})" for name in factors) if len(factors) > 1 else
-                f"{levels[factors[0]][0]} - {levels[factors[0]][-1]}"]
+        return [
+            " × ".join(f"({levels[name][0]} - {levels[name][-1]})" for name in factors)
+            if len(factors) > 1
+            else f"{levels[factors[0]][0]} - {levels[factors[0]][-1]}"
+        ]
     return [f"all {len(matrix)} differences of {' × '.join(factors)}"]
 
 

@@ -99,8 +99,12 @@ def _words(design: CellDesign, levels: dict, within: list[str], between: list[st
     outside = [name for name in between if name in contrast.factors]
     told = {name: f"{name} ({joined(levels[name])})" for name in contrast.factors}
     if not outside:
-        return f"{' and '.join(told[name] for name in inside)} {'varies' if len(inside) == 1 else 'vary'} in every {item}"
+        return (
+            f"{' and '.join(told[name] for name in inside)} {'varies' if len(inside) == 1 else 'vary'} in every {item}"
+        )
     groups = f"{item}s differ in {' and '.join(told[name] for name in outside)}"
     if not inside:
         return groups[0].upper() + groups[1:]
-    return f"The difference in {' and '.join(told[name] for name in inside)} inside each {item} is compared, as {groups}"
+    return (
+        f"The difference in {' and '.join(told[name] for name in inside)} inside each {item} is compared, as {groups}"
+    )

@@ -54,7 +54,8 @@ class FactorialDesign(CellDesign):
             raise InvalidInput(f"design: factors must be a list of columns, found the text {self.factors!r}.")
         else:
             fixed = tuple(
-                (str(entry), ()) if isinstance(entry, str) else (str(entry[0]), tuple(entry[1])) for entry in self.factors
+                (str(entry), ()) if isinstance(entry, str) else (str(entry[0]), tuple(entry[1]))
+                for entry in self.factors
             )
         object.__setattr__(self, "factors", fixed)
         if not 2 <= len(fixed) <= MAX_FACTORS:
@@ -64,7 +65,9 @@ class FactorialDesign(CellDesign):
             )
         for name, levels in fixed:
             if ":" in name:
-                raise InvalidInput(f"design: the factor {name!r} contains ':', which joins the names of an interaction.")
+                raise InvalidInput(
+                    f"design: the factor {name!r} contains ':', which joins the names of an interaction."
+                )
             if levels and (len(set(levels)) != len(levels) or len(levels) < 2):
                 raise InvalidInput(f"design: the levels of '{name}' must be two or more different names.")
         super().__post_init__()
@@ -90,8 +93,5 @@ class FactorialDesign(CellDesign):
         """Plain data, as in a design file."""
         plain = super().to_dict()
         ordered = any(levels for _, levels in self.factors)
-        plain["factors"] = (
-            {name: list(levels) for name, levels in self.factors} if ordered else list(self.variables)
-        )
+        plain["factors"] = {name: list(levels) for name, levels in self.factors} if ordered else list(self.variables)
         return plain
-

@@ -53,7 +53,7 @@ class FormulaDesign(Design):
     Examples
     --------
     >>> import numpy as np, pandas as pd
-    >>> obs = pd.DataFrame({"item": [f"i{i:02d}" for i in range(20)], "n_words": np.arange(20) % 7, "valence": np.arange(20)})
+    >>> obs = pd.DataFrame({"item": np.arange(20), "n_words": np.arange(20) % 7, "valence": np.arange(20)})
     >>> design = FormulaDesign("valence + n_words")
     >>> design.parameters(obs)
     ('Intercept', 'valence', 'n_words')
@@ -101,7 +101,9 @@ class FormulaDesign(Design):
         variables = self.variables
         if not variables:
             return ("all",), np.zeros(len(obs), int)
-        columns = [np.unique(self.column(obs, name).astype(str).to_numpy(str), return_inverse=True) for name in variables]
+        columns = [
+            np.unique(self.column(obs, name).astype(str).to_numpy(str), return_inverse=True) for name in variables
+        ]
         codes, index = np.unique(np.stack([code for _, code in columns]), axis=1, return_inverse=True)
         labels = [
             ", ".join(
@@ -210,7 +212,9 @@ class FormulaDesign(Design):
         shuffling = shufflings.whole_item(codes, groups)
         frame = self._frame(contrast, used[:, None], None, table, int((counts == 1).sum()))
         n = groups.max(initial=-1) + 1
-        text = f"{contrast.name} varies inside every {frame.item}: rows are exchanged inside each of the {n} {frame.item}s"
+        text = (
+            f"{contrast.name} varies inside every {frame.item}: rows are exchanged inside each of the {n} {frame.item}s"
+        )
         told = replace(in_words(shuffling, (n, frame.item), text, residuals=True), kind="within_item")
         return self._finish(contrast, frame, (chosen, model[used]), (groups, shuffling), told)
 
@@ -282,7 +286,9 @@ def _check_factor(factor: str, formula: str) -> None:
     try:
         tree = ast.parse(factor, mode="eval")
     except SyntaxError:
-        raise InvalidInput(f"design: the formula {shortened(formula)!r} cannot be read at {shortened(factor)!r}.") from None
+        raise InvalidInput(
+            f"design: the formula {shortened(formula)!r} cannot be read at {shortened(factor)!r}."
+        ) from None
     for node in ast.walk(tree):
         if not isinstance(node, _NODES):
             problem = type(node).__name__
@@ -292,7 +298,8 @@ def _check_factor(factor: str, formula: str) -> None:
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id not in FUNCTIONS:
             hint = closest(node.func.id, FUNCTIONS) or "."
             raise InvalidInput(
-                f"design: the formula {shortened(formula)!r} calls '{node.func.id}'{hint} Allowed are {listed(FUNCTIONS)}."
+                f"design: the formula {shortened(formula)!r} calls '{node.func.id}'{hint} "
+                f"Allowed are {listed(FUNCTIONS)}."
             )
     if problem:
         raise InvalidInput(

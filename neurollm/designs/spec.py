@@ -34,7 +34,9 @@ class _DesignPart(BaseModel):
     )
     item_reason: str = Field("", description="Why stimuli are independent observations; only with item: none.")
     covariates: list[str] = Field(default_factory=list, description="Numeric columns that are held constant.")
-    template: str | None = Field(None, description="Column that names the wording, which is averaged over.", min_length=1)
+    template: str | None = Field(
+        None, description="Column that names the wording, which is averaged over.", min_length=1
+    )
     blocks: str | None = Field(
         None, description="Column of exchangeability blocks: items are exchanged only within a block.", min_length=1
     )
@@ -66,7 +68,9 @@ class _DesignPart(BaseModel):
 class CategoricalSpec(_DesignPart):
     """Comparison of the levels of one factor."""
 
-    type: Literal["categorical"] = Field(description="Kind of design: categorical, discriminative, factorial or formula.")
+    type: Literal["categorical"] = Field(
+        description="Kind of design: categorical, discriminative, factorial or formula."
+    )
     factor: str = Field(description="Column of the stimulus table whose levels are compared.", min_length=1)
 
     def design(self) -> CategoricalDesign:
@@ -117,9 +121,7 @@ SPECS = {
     "formula": FormulaSpec,
 }
 # For JSON Schema; a file is validated by the model that its type names, so that messages name its fields.
-DesignSpec = Annotated[
-    CategoricalSpec | DiscriminativeSpec | FactorialSpec | FormulaSpec, Field(discriminator="type")
-]
+DesignSpec = Annotated[CategoricalSpec | DiscriminativeSpec | FactorialSpec | FormulaSpec, Field(discriminator="type")]
 
 
 def design_spec(fields: Mapping[str, Any], where: str | os.PathLike) -> _DesignPart:

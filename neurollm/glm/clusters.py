@@ -55,7 +55,8 @@ def enhanced_test(
     """
     if graph.shape != (norms.size, norms.size):
         raise InvalidInput(
-            f"compute_tfce: {norms.size} features need a graph of shape {(norms.size, norms.size)}, found {graph.shape}."
+            f"compute_tfce: expected a graph of shape {(norms.size, norms.size)} for {norms.size} features, "
+            f"found {graph.shape}."
         )
     tested = np.flatnonzero(np.isfinite(norms) & (norms > 0))
     enhanced, p = np.full(norms.shape, np.nan), np.full(norms.shape, np.nan)
@@ -70,7 +71,9 @@ def enhanced_test(
 
     def maps(which: np.ndarray | None) -> np.ndarray:
         blocks = [tested[start : start + part] for start in range(0, tested.size, part)]
-        r = np.hstack([to_numpy(statistic.exact(draws if which is not None else None, which, columns(b))) for b in blocks])
+        r = np.hstack(
+            [to_numpy(statistic.exact(draws if which is not None else None, which, columns(b))) for b in blocks]
+        )
         r = np.clip(r, -_FINITE, _FINITE)
         t = r_to_t(r, hypothesis.df) if hypothesis.rank == 1 else r_to_f(r, hypothesis.df, hypothesis.rank)
         return direction(tfce(t, graph))

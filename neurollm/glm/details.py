@@ -1,4 +1,4 @@
-"""Every effect size of a contrast, and analyses that also take templates as random, for the features that are reported."""
+"""Every effect size of a contrast, and analyses that take templates as random too, for reported features."""
 
 from __future__ import annotations
 
@@ -96,9 +96,7 @@ def _side_columns(table: ItemTable, plan: ContrastPlan, contrast: Contrast, data
 def _side(values: Any, plan: ContrastPlan, items: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Weighted mean of each item's cells on one side."""
     total = np.bincount(items, weights)
-    matrix = sparse.csr_array(
-        (weights / total[items], (items, plan.used)), shape=(items.max() + 1, values.shape[0])
-    )
+    matrix = sparse.csr_array((weights / total[items], (items, plan.used)), shape=(items.max() + 1, values.shape[0]))
     return dense(combine_rows(matrix, values))
 
 
@@ -122,8 +120,8 @@ def robustness(
     -------
     DataFrame
         One row per feature. Mixed model (items, and templates, random; by restricted maximum likelihood):
-        ``estimate, se, z, p_mixed, converged, message``. With a template and a balanced design also ``f_items, f_templates,
-        min_f, p_min_f, quasi_f, p_quasi_f`` (Clark 1973).
+        ``estimate, se, z, p_mixed, converged, message``. With a template and a balanced design also ``f_items,
+        f_templates, min_f, p_min_f, quasi_f, p_quasi_f`` (Clark 1973).
 
     Raises
     ------
@@ -150,7 +148,13 @@ def robustness(
     positive = np.array([weight[level] > 0 for level in levels[used]])
     table = obs.iloc[used].assign(**{_SIDE: np.where(positive, "positive", "negative")})
     frame = mixed_model(
-        values, table, _SIDE, item=design.item, template=design.template, covariates=design.covariates, features=features
+        values,
+        table,
+        _SIDE,
+        item=design.item,
+        template=design.template,
+        covariates=design.covariates,
+        features=features,
     )
     frame = frame.rename(columns={"p": "p_mixed"}).rename_axis("feature").reset_index()
     if design.template is None:

@@ -14,8 +14,8 @@ from neurollm.stats.maxima import tied_down
 def fwer_across_contrasts(results: Mapping[str, ContrastResult]) -> dict[str, np.ndarray]:
     """Correct for all features of all contrasts at once.
 
-    The largest statistic of each contrast is turned into its rank among all shufflings, which makes t and F statistics of
-    different degrees of freedom comparable, and the smallest of these ranks over contrasts is compared (min-p of
+    The largest statistic of each contrast is turned into its rank among all shufflings, which makes t and F
+    statistics of different degrees of freedom comparable, and the smallest of these ranks over contrasts is compared (min-p of
     max-T: Westfall & Young 1993, section 2.6). Contrasts that exchange the same units in the same way used the same
     shufflings, so their dependence is used; between others Bonferroni's factor is paid.
 
@@ -56,7 +56,14 @@ def fwer_across_contrasts(results: Mapping[str, ContrastResult]) -> dict[str, np
     families: dict[tuple, list[str]] = {}
     for name, result in results.items():
         exchange = result.exchange
-        key = (exchange.kind, exchange.unit, exchange.n_units, exchange.n_possible, exchange.n_perm, exchange.random_state)
+        key = (
+            exchange.kind,
+            exchange.unit,
+            exchange.n_units,
+            exchange.n_possible,
+            exchange.n_perm,
+            exchange.random_state,
+        )
         families.setdefault(key, []).append(name)
     corrected: dict[str, np.ndarray] = {}
     for names in families.values():

@@ -251,8 +251,8 @@ class FeatureGLM(BaseEstimator):
         Returns
         -------
         DataFrame
-            One row per feature; columns ``g, g_av, auc, rate, r, eta2`` with ``_low`` and ``_high``, and ``omega2``, as far
-            as the contrast has them (see `neurollm.glm.details.size_columns`).
+            One row per feature; columns ``g, g_av, auc, rate, r, eta2`` with ``_low`` and ``_high``, and ``omega2``, as
+            far as the contrast has them (see `neurollm.glm.details.size_columns`).
         """
         import pandas as pd
 
@@ -334,8 +334,8 @@ class FeatureGLM(BaseEstimator):
             return "F" if test.contrast.rank > 1 else "t", fit.stat, fit.df, None
         if plan.group_codes is None:
             raise InvalidInput(
-                f"contrast '{test.contrast.name}': stat '{self.stat}' compares groups of {plan.exchangeability.unit}s by "
-                "one difference, without covariates or blocks; use stat 't' here."
+                f"contrast '{test.contrast.name}': stat '{self.stat}' compares groups of {plan.exchangeability.unit}s "
+                "by one difference, without covariates or blocks; use stat 't' here."
             )
         robust = welch_contrast(test.data, plan.group_codes, plan.group_weights, self.stat)
         return self.stat, robust.stat, robust.df, robust.se
@@ -421,7 +421,9 @@ class FeatureGLM(BaseEstimator):
             warnings.warn("A column-vector y was passed when a 1d array was expected.", stacklevel=3)
             labels = labels.ravel()
         if labels.ndim != 1 or len(labels) != X.shape[0]:
-            raise InvalidInput(f"fit: expected one label for each of the {X.shape[0]} rows, found shape {labels.shape}.")
+            raise InvalidInput(
+                f"fit: expected one label for each of the {X.shape[0]} rows, found shape {labels.shape}."
+            )
         reason = "labels were given without items"
         return CategoricalDesign("label", item=None, item_reason=reason), pd.DataFrame({"label": labels})
 
@@ -518,9 +520,7 @@ def _unpack(X: Any, obs: Any, features: Any) -> tuple[Any, Any, Any]:
     return X, obs, features
 
 
-def _testable(
-    norm: np.ndarray, rare: np.ndarray, beyond_reach: np.ndarray | None
-) -> tuple[np.ndarray, dict[str, int]]:
+def _testable(norm: np.ndarray, rare: np.ndarray, beyond_reach: np.ndarray | None) -> tuple[np.ndarray, dict[str, int]]:
     """Which features can be tested, and how many cannot for which reason (the first that applies)."""
     reasons = {"not finite": ~np.isfinite(norm), "constant": norm == 0, "too few active items": rare}
     if beyond_reach is not None:

@@ -98,7 +98,8 @@ class ContrastResult:
     transform : str
     min_active_items : int
     not_tested : dict
-        Number of features by reason: ``"not finite"``, ``"constant"``, ``"too few active items"``, ``"cannot be significant"``.
+        Number of features by reason: ``"not finite"``, ``"constant"``, ``"too few active items"``,
+        ``"cannot be significant"``.
     warnings : tuple of str
     null_max : ndarray
         Largest statistic over features in every shuffling, in the direction of the alternative.

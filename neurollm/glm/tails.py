@@ -28,8 +28,8 @@ def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: s
     p : ndarray, shape (V,)
     method : str
         ``"pearson3"`` (label exchange, one tested degree of freedom), ``"beta"`` (several), ``"signs"``
-        (sign flips), or ``"t"`` / ``"F"``: the parametric distribution, where signs are flipped on residuals or labels of
-        several factors are exchanged at once.
+        (sign flips), or ``"t"`` / ``"F"``: the parametric distribution, where signs are flipped on residuals or labels
+        of several factors are exchanged at once.
     """
     shuffling = hypothesis.shuffling
     floor = max(1 / min(shuffling.n_possible, 10**300), moments.SMALLEST)

@@ -46,7 +46,9 @@ def check_pipeline(path: str | os.PathLike) -> str:
     if study.pipeline.analyses.contexts is not None:
         read_corpora(study)
     n_items = len(set(study.design.item_labels(obs)))
-    lines = [f"study {study.pipeline.name}: {len(obs)} stimuli, {n_items} {study.design.item or 'trial'}s ({_cells(study)})"]
+    lines = [
+        f"study {study.pipeline.name}: {len(obs)} stimuli, {n_items} {study.design.item or 'trial'}s ({_cells(study)})"
+    ]
     for name, plan in plans.items():
         contrast = study.contrasts[name]
         lines += [
@@ -62,7 +64,9 @@ def _cells(study: Study) -> str:
     names, codes = study.design.cells(study.obs)
     if len(names) > MOST_CELLS:
         return f"{len(names)} combinations of {', '.join(study.design.variables)}"
-    return ", ".join(f"{name} {count}" for name, count in zip(names, np.bincount(codes, minlength=len(names)), strict=True))
+    return ", ".join(
+        f"{name} {count}" for name, count in zip(names, np.bincount(codes, minlength=len(names)), strict=True)
+    )
 
 
 def _weights(contrast: Contrast) -> str:
@@ -106,9 +110,7 @@ def _sensitivity(study: Study, contrast: Contrast, plan: ContrastPlan) -> str:
     df = plan.hypothesis.df
     # With several rows per item the standardised size is that of the items' scores, see `neurollm.glm`.
     unit = plan.scale if plan.scores is None else exchange.n_units**-0.5
-    among = (
-        f"among {n_features:,} features at p_FWER ≤ {glm.alpha:g} (Bonferroni, {exchange.n_units} {exchange.unit}s)"
-    )
+    among = f"among {n_features:,} features at p_FWER ≤ {glm.alpha:g} (Bonferroni, {exchange.n_units} {exchange.unit}s)"
     size = detectable(bonferroni(glm.alpha, n_features, df, glm.alternative), df, unit, glm.alternative)
     if not size < LARGEST:
         return f"no effect up to {LARGEST:g} standard deviations would be found with {POWER:.0%} power {among}"

@@ -90,7 +90,7 @@ class GLMPart(_Part):
     n_perm: int = Field(
         10_000,
         ge=0,
-        description="Permutations, at least 19; all are enumerated when there are fewer. 0: only p and q, in closed form.",
+        description="Permutations, 19 or more (all, if fewer exist); 0: only p and q, in closed form.",
     )
     alternative: Literal["two-sided", "greater", "less"] = Field(
         "two-sided", description="Direction of the test (F contrasts have none)."

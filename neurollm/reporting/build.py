@@ -12,11 +12,12 @@ from markupsafe import Markup
 
 from neurollm.errors import InvalidInput
 from neurollm.files import write_text
+from neurollm.plotting.sides import compares_cells, decisive_p, has_sides
 from neurollm.reporting import formatting
 from neurollm.reporting.contexts import fit, shown_contexts
-from neurollm.plotting.sides import compares_cells, decisive_p, has_sides
 from neurollm.reporting.features import condition_groups, feature_row, table_data
-from neurollm.reporting.methods import dictionary_facts, methods_paragraph, references
+from neurollm.reporting.methods import dictionary_facts, methods_paragraph
+from neurollm.reporting.references import references
 from neurollm.reporting.sensitivity import sensitivity
 from neurollm.reporting.sentences import (
     FDR_NAMES,

@@ -12,36 +12,6 @@ if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
     from neurollm.reporting.study import Study
 
-REFERENCES = {
-    "Barndorff-Nielsen, 1986": "Barndorff-Nielsen OE (1986). Inference on full or partial parameters based on the "
-    "standardized signed log likelihood ratio. Biometrika 73, 307–322.",
-    "Benjamini & Hochberg, 1995": "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate: a practical and "
-    "powerful approach to multiple testing. Journal of the Royal Statistical Society B 57, 289–300.",
-    "Benjamini & Yekutieli, 2001": "Benjamini Y, Yekutieli D (2001). The control of the false discovery rate in multiple "
-    "testing under dependency. Annals of Statistics 29, 1165–1188.",
-    "Benjamini, Krieger & Yekutieli, 2006": "Benjamini Y, Krieger AM, Yekutieli D (2006). Adaptive linear step-up "
-    "procedures that control the false discovery rate. Biometrika 93, 491–507.",
-    "Freedman & Lane, 1983": "Freedman D, Lane D (1983). A nonstochastic interpretation of reported significance levels. "
-    "Journal of Business & Economic Statistics 1, 292–298.",
-    "Hedges, 1981": "Hedges LV (1981). Distribution theory for Glass’s estimator of effect size and related estimators. "
-    "Journal of Educational Statistics 6, 107–128.",
-    "MacKinnon & White, 1985": "MacKinnon JG, White H (1985). Some heteroskedasticity-consistent covariance matrix "
-    "estimators with improved finite sample properties. Journal of Econometrics 29, 305–325.",
-    "Nichols & Holmes, 2002": "Nichols TE, Holmes AP (2002). Nonparametric permutation tests for functional "
-    "neuroimaging: a primer with examples. Human Brain Mapping 15, 1–25.",
-    "Phipson & Smyth, 2010": "Phipson B, Smyth GK (2010). Permutation p-values should never be zero: calculating exact "
-    "p-values when permutations are randomly drawn. Statistical Applications in Genetics and Molecular Biology 9, 39.",
-    "Pitman, 1938": "Pitman EJG (1938). Significance tests which may be applied to samples from any populations: III. The "
-    "analysis of variance test. Biometrika 29, 322–335.",
-    "Steiger, 2004": "Steiger JH (2004). Beyond the F test: effect size confidence intervals and tests of close fit in "
-    "the analysis of variance and contrast analysis. Psychological Methods 9, 164–182.",
-    "Welch, 1947": "Welch BL (1947). The generalization of ‘Student’s’ problem when several different population "
-    "variances are involved. Biometrika 34, 28–35.",
-    "Westfall & Young, 1993": "Westfall PH, Young SS (1993). Resampling-based multiple testing: examples and methods for "
-    "p-value adjustment. Wiley.",
-    "Winkler et al., 2016": "Winkler AM, Ridgway GR, Douaud G, Nichols TE, Smith SM (2016). Faster permutation inference "
-    "in brain imaging. NeuroImage 141, 502–516.",
-}
 _POOLING = {"mean": "averaged", "max": "reduced to their maximum", "sum": "summed", "last": "read at the last"}
 _WINDOWS = {
     "content": "all tokens",
@@ -138,11 +108,6 @@ def _window(tokens: str) -> str:
     return _WINDOWS.get(tokens, f"the window “{tokens}”")
 
 
-def references(paragraph: str) -> list[str]:
-    """The sources that a methods paragraph names."""
-    return [full for key, full in REFERENCES.items() if key in paragraph]
-
-
 def _tests(study: Study) -> list[str]:
     """One clause for every way a contrast was tested, then what holds for all."""
     if not study.results:
@@ -171,7 +136,8 @@ def _schemes(results: list[ContrastResult]) -> list[str]:
         asked = " with ".join(contrast_sides(result.contrast)) if has_sides(result) else result.name
         groups.setdefault(clause, []).append(asked)
     return [
-        f"The contrast{'s' if len(names) > 1 else ''} ({'; '.join(names)}) {'were' if len(names) > 1 else 'was'} {clause}."
+        f"The {'contrast' if len(names) == 1 else 'contrasts'} ({'; '.join(names)}) "
+        f"{'was' if len(names) == 1 else 'were'} {clause}."
         for clause, names in groups.items()
     ]
 
@@ -182,10 +148,11 @@ def _statistic(result: ContrastResult) -> str:
     if result.stat_kind == "welch":
         text = f"Welch’s t statistic with a variance of its own for each group of {unit}s (Welch, 1947)"
     elif result.stat_kind == "hc3":
-        text = f"a t statistic over {unit}s with heteroscedasticity-consistent standard errors (HC3; MacKinnon & White, 1985)"
+        errors = "heteroscedasticity-consistent standard errors (HC3; MacKinnon & White, 1985)"
+        text = f"a t statistic over {unit}s with {errors}"
     elif result.is_f:
-        inside = {"within_item": f" of {unit}s and levels", "sign_flip": f" of the {unit}s’ scores"}.get(kind, f" of {unit}s")
-        text = f"an F statistic with {q} numerator degrees of freedom in a linear model{inside}"
+        rows = f"{unit}s and levels" if kind == "within_item" else f"{unit}s"
+        text = f"an F statistic with {q} numerator degrees of freedom in a linear model of {rows}"
     elif not has_sides(result):
         text = "the t statistic of a coefficient in a linear model"
     else:
@@ -216,8 +183,8 @@ def _uncorrected(results: list[ContrastResult]) -> list[str]:
     }
     rates = {name: f"{text} ({_FDR_SOURCES[name]})" for name, text in FDR_NAMES.items()}
     return [
-        f"Uncorrected p values are those of {_shared(results, sources, 'p_method')}; q values are p values adjusted for the "
-        f"false discovery rate by the method of {_shared(results, rates, 'fdr')}."
+        f"Uncorrected p values are those of {_shared(results, sources, 'p_method')}; q values are p values adjusted "
+        f"for the false discovery rate by the method of {_shared(results, rates, 'fdr')}."
     ]
 
 

@@ -184,7 +184,7 @@ def _counted(rows: list[dict[str, Any]]) -> str:
     if not controls:
         return ""
     told = "; ".join(
-        f"{representation_name(row)} {count(row.get('n_significant'))} of {count(row.get('n_tests', row.get('n_features')))}"
+        f"{representation_name(row)} {count(row.get('n_significant'))} of {count(row.get('n_tests'))}"
         for row in controls
     )
     return f"No AUROC is given, because {reason}. Significant in the controls: {told}."

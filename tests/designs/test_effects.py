@@ -62,7 +62,9 @@ def test_2x2_between_items_is_the_factorial_anova():
     frame = obs.assign(y=y)
     fit = smf.ols("y ~ C(formality, Sum) * C(emotion, Sum)", frame).fit()
     names = [name for name in fit.params.index if name != "Intercept"]
-    for contrast, term in zip(("emotion", "formality", "formality:emotion"), (names[1], names[0], names[2]), strict=True):
+    for contrast, term in zip(
+        ("emotion", "formality", "formality:emotion"), (names[1], names[0], names[2]), strict=True
+    ):
         plan, stat, effect = fitted(FactorialDesign(["formality", "emotion"]), obs, contrast, y)
         assert stat == pytest.approx(fit.tvalues[term]) and plan.hypothesis.df == fit.df_resid
         factor = 4 if ":" in contrast else 2
@@ -250,11 +252,19 @@ GRID = crossed(12, FORMALITY | EMOTION)
     ("design", "obs", "contrast", "words"),
     [
         (FactorialDesign(["formality", "emotion"]), GRID, "formalty", "did you mean"),
-        (FactorialDesign(["formality", "emotion"]), GRID.query("formality != 'formal' or emotion == 'sad'"), "emotion",
-         "no trial belongs to the cell 'formal:glad'"),
+        (
+            FactorialDesign(["formality", "emotion"]),
+            GRID.query("formality != 'formal' or emotion == 'sad'"),
+            "emotion",
+            "no trial belongs to the cell 'formal:glad'",
+        ),
         (FactorialDesign(["formality", "emotion"]), GRID[GRID["formality"] == "formal"], "emotion", "single level"),
-        (FactorialDesign({"formality": ["formal", "rude"], "emotion": ["sad", "glad"]}), GRID, "emotion",
-         "'formality' has the value 'casual'"),
+        (
+            FactorialDesign({"formality": ["formal", "rude"], "emotion": ["sad", "glad"]}),
+            GRID,
+            "emotion",
+            "'formality' has the value 'casual'",
+        ),
         (DiscriminativeDesign("emotion", "glat"), GRID, None, "did you mean 'glad'?"),
         (FormulaDesign("formality + nope"), GRID, "formality", "no column 'nope'"),
         (FormulaDesign("1"), GRID, None, "nothing to test but the constant"),

@@ -28,7 +28,8 @@ def crossed(n_items, within, between=(), n_features=12, seed=0):
     rng = np.random.default_rng(seed)
     groups = list(itertools.product(*dict(between).values()))
     rows = [
-        {"item": f"i{item:02d}"} | dict(zip([*dict(between), *within], (*groups[item % len(groups)], *cell), strict=True))
+        {"item": f"i{item:02d}"}
+        | dict(zip([*dict(between), *within], (*groups[item % len(groups)], *cell), strict=True))
         for item in range(n_items)
         for cell in itertools.product(*within.values())
     ]
@@ -105,7 +106,9 @@ def test_rank_scale_is_the_exact_rank_test():
 def test_friedman_is_the_f_contrast_of_ranks_within_items():
     X, obs = crossed(15, {"e": list("xyz")}, n_features=5)
     X += np.random.default_rng(3).random(X.shape) * 1e-3
-    result = FeatureGLM(CategoricalDesign("e"), scale="rank", n_perm=50).fit(sparse.csr_array(X), obs).compute_contrast("e")
+    result = (
+        FeatureGLM(CategoricalDesign("e"), scale="rank", n_perm=50).fit(sparse.csr_array(X), obs).compute_contrast("e")
+    )
     columns = [X[obs["e"] == level] for level in "xyz"]
     chi2 = np.array([stats.friedmanchisquare(*(c[:, v] for c in columns)).statistic for v in range(5)])
     np.testing.assert_allclose(result.stat, 14 * chi2 / (15 * 2 - chi2))  # Conover's F of Friedman's statistic
@@ -154,9 +157,10 @@ def test_labels_alone_make_every_trial_an_item():
     by_design = FeatureGLM(CategoricalDesign("g"), n_perm=300).fit(X, obs).compute_contrast("u - v")
     by_labels = FeatureGLM(n_perm=300).fit(X, obs["g"].to_numpy()).compute_contrast("u - v")
     np.testing.assert_array_equal(by_labels.p_fwer, by_design.p_fwer)
-    assert by_labels.exchange.unit == "trial" and "labels were given without items" in FeatureGLM().fit(
-        X, obs["g"].to_numpy()
-    ).design_.item_reason
+    assert (
+        by_labels.exchange.unit == "trial"
+        and "labels were given without items" in FeatureGLM().fit(X, obs["g"].to_numpy()).design_.item_reason
+    )
 
 
 def test_without_permutations_there_is_p_and_q():
@@ -185,7 +189,9 @@ def test_closed_form_p_agrees_with_counting(design, contrast, method):
     X, obs = crossed(36, B, {"g": list("uvw")}, n_features=30)
     glm = FeatureGLM(design, n_perm=4000).fit(X, obs)
     result = glm.compute_contrast(contrast)
-    alone = [FeatureGLM(design, n_perm=4000).fit(X[:, [v]], obs).compute_contrast(contrast).p_fwer[0] for v in range(30)]
+    alone = [
+        FeatureGLM(design, n_perm=4000).fit(X[:, [v]], obs).compute_contrast(contrast).p_fwer[0] for v in range(30)
+    ]
     assert result.p_method == method
     # Where one item dominates a feature the body of its distribution has several humps, which no three moments have.
     small = np.array(alone) < 0.2

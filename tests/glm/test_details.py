@@ -22,10 +22,14 @@ def test_sizes_between_items():
     for v in (0, 3, 8):
         assert table.loc[v, "auc"] == pytest.approx(roc_auc_score(u, X[:, v]))
         assert table.loc[v, "rate"] == pytest.approx((X[u, v] > 0).mean() - (X[~u, v] > 0).mean())
-        assert table.loc[v, "g"] == pytest.approx(pingouin.compute_effsize(X[u, v], X[~u, v], eftype="hedges"), rel=2e-3)
+        assert table.loc[v, "g"] == pytest.approx(
+            pingouin.compute_effsize(X[u, v], X[~u, v], eftype="hedges"), rel=2e-3
+        )
         t = stats.ttest_ind(X[u, v], X[~u, v]).statistic
         assert table.loc[v, "r"] == pytest.approx(stats.pearsonr(u, X[:, v])[0])
-        assert table.loc[v, "eta2"] == pytest.approx(t**2 / (t**2 + 28)) and table.loc[v, "omega2"] < table.loc[v, "eta2"]
+        assert (
+            table.loc[v, "eta2"] == pytest.approx(t**2 / (t**2 + 28)) and table.loc[v, "omega2"] < table.loc[v, "eta2"]
+        )
     kept = table.drop(index=5)
     assert (kept["eta2_low"] <= kept["eta2_high"]).all()
     for name in ("g", "auc", "rate", "r"):

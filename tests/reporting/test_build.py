@@ -20,7 +20,7 @@ from neurollm.files import slug, write_json
 from neurollm.glm import ContrastResult
 from neurollm.reporting import build_report, verdicts
 from neurollm.reporting.features import condition_groups, feature_row, table_data
-from neurollm.reporting.methods import REFERENCES
+from neurollm.reporting.references import REFERENCES
 
 N_FEATURES = 1200
 
@@ -320,7 +320,11 @@ def study_of(folder, *results, config=""):
 @pytest.mark.parametrize(
     ("kind", "options", "said"),
     [
-        ("paired", {}, ["tested by a paired t statistic over items", "Barndorff-Nielsen OE (1986)", "Hedges LV (1981)"]),
+        (
+            "paired",
+            {},
+            ["tested by a paired t statistic over items", "Barndorff-Nielsen OE (1986)", "Hedges LV (1981)"],
+        ),
         ("several", {}, ["an additive model of items and levels", "Pearson type III distribution", "Winkler AM"]),
         ("levels", {}, ["an F statistic with 2 numerator degrees of freedom", "the beta distribution", "Steiger JH"]),
         ("interaction", {}, ["labels within items", "of the beta distribution", "root mean square"]),
@@ -328,8 +332,16 @@ def study_of(folder, *results, config=""):
         ("between", {"stat": "welch"}, ["Welch’s t statistic with a variance of its own", "Welch BL (1947)"]),
         ("between", {"stat": "hc3"}, ["heteroscedasticity-consistent standard errors (HC3", "MacKinnon JG"]),
         ("between", {"scale": "rank"}, ["computed on ranks", "Effect: mean difference in ranks"]),
-        ("coefficient", {}, ["t statistic of a coefficient", "of the residuals of what was held constant", "Freedman D"]),
-        ("paired", {"fdr": "by"}, ["the method of Benjamini–Yekutieli (Benjamini & Yekutieli, 2001)", "under dependency"]),
+        (
+            "coefficient",
+            {},
+            ["t statistic of a coefficient", "of the residuals of what was held constant", "Freedman D"],
+        ),
+        (
+            "paired",
+            {"fdr": "by"},
+            ["the method of Benjamini–Yekutieli (Benjamini & Yekutieli, 2001)", "under dependency"],
+        ),
         ("paired", {"fdr": "bky"}, ["false discovery rate (Benjamini–Krieger–Yekutieli)", "Adaptive linear step-up"]),
         ("paired", {"n_perm": 0}, ["The false discovery rate over the 80 tested features was controlled at .05"]),
     ],

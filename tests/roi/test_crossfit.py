@@ -71,7 +71,7 @@ def test_p_against_doing_everything_again(between):
 @pytest.mark.parametrize(("n_features", "n_splits", "V"), [(1, 2, 1), (4, 3, 30)])
 def test_noise(n_features, n_splits, V):
     """Large in sample, zero held out, and the level is kept; a test of the held-out scores as they stand does not."""
-    n_data, runs = 120, []
+    n_data, runs = 100, []
     for seed in range(n_data):
         X, obs = trials(n_items=18, n_features=V, seed=seed)
         options = {"n_features": n_features, "n_splits": n_splits, "n_perm": 59, "random_state": seed}

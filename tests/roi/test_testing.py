@@ -15,7 +15,7 @@ from neurollm.roi import ROI, localize, split_half
 from neurollm.stats.evidence import bayes_factor, equivalence
 
 DESIGN = CategoricalDesign("outcome")
-N_DATA = 80
+N_DATA = 60
 
 
 def run(roi, X, obs, contrast="won - lost", **options):

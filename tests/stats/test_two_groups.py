@@ -82,12 +82,12 @@ def test_two_valued_features_are_nearly_hypergeometric(sizes, n_active):
 @pytest.mark.parametrize("active", [0.2, 0.8])
 def test_nulls_are_significant_as_often_as_they_should(sizes, active):
     rng = np.random.default_rng(1)
-    Y = zero_inflated((80, 20_000), active, rng)
+    Y = zero_inflated((80, 10_000), active, rng)
     p = two_group_p(row(*sizes), Y, correlation(row(*sizes), Y))
     for level in (1e-2, 1e-3, 1e-4):
         assert np.mean(p <= level) / level <= 1 + 4 / np.sqrt(level * p.size)
     p = two_group_p(row(*sizes), Y, correlation(row(*sizes), Y), "greater")
-    assert np.mean(p <= 0.05) == pytest.approx(0.05, abs=0.008)
+    assert np.mean(p <= 0.05) == pytest.approx(0.05, abs=0.01)
 
 
 def test_the_most_extreme_arrangement_has_its_own_probability():
