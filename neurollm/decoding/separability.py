@@ -28,7 +28,7 @@ import numpy as np
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.stats.arrays import by_columns, column_blocks
 from neurollm.stats.auc import concordance
-from neurollm.stats.ttests import NOISE
+from neurollm.stats.linear import NOISE
 
 if TYPE_CHECKING:
     import pandas as pd

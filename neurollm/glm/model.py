@@ -185,7 +185,7 @@ class FeatureGLM(BaseEstimator):
         described = _described(self.table_, plan)
         attainable = None
         if self.testable_at is not None:
-            attainable = smallest_attainable_p(data, plan.hypothesis, fit, self.alternative) > self.testable_at
+            attainable = smallest_attainable_p(data, plan.hypothesis, self.alternative) > self.testable_at
         tested, reasons = _testable(fit.norm, described.n_active_items < self.min_active_items, attainable)
         return _Test(contrast, plan, data, fit, tested), described, reasons
 

@@ -1,4 +1,21 @@
-"""The uncorrected p of a hypothesis, in closed form: no permutations, the right tail for sparse features."""
+"""The uncorrected p of a hypothesis, in closed form: no permutations, the right tail for sparse features.
+
+The first that applies:
+
+================  ==========================================================  ===========================================
+`p_method`        where                                                       accuracy found (observed / nominal rate)
+================  ==========================================================  ===========================================
+``saddlepoint``   sign flips; two groups of items, nothing held constant      .9 to 1.4 down to 1e-4; exact where at most
+                                                                              14 values are not zero
+``pearson3``      one degree of freedom: covariates, blocks, more levels,     below 1, but in the light tail of skewed
+                  labels within items                                         features in very unequal groups
+``beta``          several degrees of freedom; between items never below the   below 1.6 at 1e-4 for equal groups
+                  Bonferroni p of one level against the rest
+``t``, ``F``      signs flipped on residuals; labels of several factors       parametric
+================  ==========================================================  ===========================================
+
+The last column is for null zero-inflated lognormal features (`docs/calibration.md`).
+"""
 
 from __future__ import annotations
 
@@ -7,14 +24,16 @@ from typing import Any
 import numpy as np
 
 from neurollm.errors import InvalidInput
-from neurollm.stats import flips, moments, testability
+from neurollm.stats import moments, testability
+from neurollm.stats.flips import sign_flip_p
 from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.linear import LinearFit
 from neurollm.stats.parametric import f_to_z, t_to_z
+from neurollm.stats.two_groups import two_group_p
 
 
 def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: str) -> tuple[np.ndarray, str]:
-    """p of every feature under the permutation distribution, from its exact moments where they are known.
+    """p of every feature under the permutation distribution.
 
     Parameters
     ----------
@@ -27,39 +46,25 @@ def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: s
     -------
     p : ndarray, shape (V,)
     method : str
-        ``"pearson3"`` (label exchange, one tested degree of freedom), ``"beta"`` (several), ``"signs"``
-        (sign flips), or ``"t"`` / ``"F"``: the parametric distribution, where signs are flipped on residuals or labels
-        of several factors are exchanged at once.
+        See the table above.
     """
-    shuffling = hypothesis.shuffling
-    floor = max(1 / min(shuffling.n_possible, 10**300), moments.SMALLEST)
-    simple = shuffling.kind == "whole_item" or len(shuffling.shape) == 1
-    blocks = hypothesis.groups
-    if shuffling.kind == "within_item":
-        blocks = np.repeat(np.arange(shuffling.n_items), hypothesis.n_rows // shuffling.n_items)
-    one_row = hypothesis.n_rows == shuffling.n_items or shuffling.kind == "within_item"
-    if shuffling.kind == "sign_flip" and not hypothesis.nuisance.shape[1]:
-        return flips.sign_flip_p(Y, fit.rho, alternative), "signs"
-    if shuffling.kind != "sign_flip" and simple and one_row:
-        if hypothesis.rank == 1:
-            return _pearson3(Y, hypothesis, fit, (blocks, alternative, floor)), "pearson3"
-        if not hypothesis.nuisance.shape[1] and not hypothesis.rest.shape[1]:
-            mean, variance = moments.quadratic_moments(hypothesis.tested, Y, blocks)
-            return moments.beta_p(fit.rho**2, mean, variance, floor), "beta"
-    if hypothesis.rank > 1:
-        return f_to_z(fit.stat, hypothesis.rank, fit.df)[1], "F"
-    upper = t_to_z(fit.stat, fit.df)[1]
-    lower = t_to_z(-fit.stat, fit.df)[1]
-    two_sided = np.minimum(1, 2 * np.minimum(upper, lower))
-    return {"greater": upper, "less": lower, "two-sided": two_sided}[alternative], "t"
+    if hypothesis.rank == 1:
+        return _one_degree(Y, hypothesis, fit.rho, alternative) or _by_t(fit, alternative)
+    if _exchanges_rows(hypothesis) and not (hypothesis.nuisance.shape[1] or hypothesis.rest.shape[1]):
+        mean, variance = moments.quadratic_moments(hypothesis.tested, Y, _blocks(hypothesis))
+        p = moments.beta_p(fit.rho**2, mean, variance, _floor(hypothesis))
+        if hypothesis.shuffling.kind == "whole_item" and _one_block(hypothesis):
+            p = np.maximum(p, _one_against_the_rest(Y, np.array(hypothesis.shuffling.codes), fit.norm))
+        return p, "beta"
+    return f_to_z(fit.stat, hypothesis.rank, fit.df)[1], "F"
 
 
-def smallest_attainable_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: str) -> np.ndarray:
+def smallest_attainable_p(Y: Any, hypothesis: Hypothesis, alternative: str) -> np.ndarray:
     """The closed-form p that every feature would have under its most extreme shuffling; it does not look at labels.
 
     Parameters
     ----------
-    Y, hypothesis, fit, alternative
+    Y, hypothesis, alternative
         As for `closed_form_p`.
 
     Returns
@@ -75,22 +80,68 @@ def smallest_attainable_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, altern
         raise InvalidInput("testable_at needs a difference of two conditions without covariates; leave it out.")
     if hypothesis.shuffling.kind == "sign_flip":
         most = testability.largest_flip_statistic(Y)
-        return flips.sign_flip_p(Y, -most if alternative == "less" else most, alternative)
-    x = hypothesis.tested[:, 0]
-    found = moments.label_moments(x, Y, hypothesis.groups)
+        return sign_flip_p(Y, -most if alternative == "less" else most, alternative)
     # Both ends are tried for two sides: the larger |r| may lie on that of the longer tail.
-    sides = {"two-sided": ("greater", "less")}.get(alternative, (alternative,))
-    p = [
-        moments.pearson3_p(sign * most, found.variance, found.skewness, alternative)
-        for side in sides
-        for sign, most in [(-1 if side == "less" else 1, testability.largest_statistic(x, Y, hypothesis.groups, side))]
-    ]
+    p = []
+    for side in ("greater", "less") if alternative == "two-sided" else (alternative,):
+        most = testability.largest_statistic(hypothesis.tested[:, 0], Y, hypothesis.groups, side)
+        p.append(_one_degree(Y, hypothesis, -most if side == "less" else most, alternative)[0])
     return np.min(p, axis=0)
 
 
-def _pearson3(Y: Any, hypothesis: Hypothesis, fit: LinearFit, options: tuple) -> np.ndarray:
-    blocks, alternative, floor = options
+def _one_degree(Y: Any, hypothesis: Hypothesis, rho: np.ndarray, alternative: str) -> tuple[np.ndarray, str] | None:
+    """From the distribution of one tested row; None where it is not known."""
+    plain = not (hypothesis.nuisance.shape[1] or hypothesis.rest.shape[1])
+    x = hypothesis.tested[:, 0]
+    if hypothesis.shuffling.kind == "sign_flip":
+        return (sign_flip_p(Y, rho, alternative), "saddlepoint") if plain else None
+    if not _exchanges_rows(hypothesis):
+        return None
+    one_block = hypothesis.shuffling.kind == "whole_item" and _one_block(hypothesis)
+    if plain and one_block and len(np.unique(np.round(x, 9))) == 2:
+        return two_group_p(x, Y, rho, alternative), "saddlepoint"
     nuisance = hypothesis.nuisance if hypothesis.nuisance.shape[1] else None
     rest = hypothesis.rest if hypothesis.rest.shape[1] else None
-    found = moments.label_moments(hypothesis.tested[:, 0], Y, blocks, nuisance=nuisance, rest=rest)
-    return moments.pearson3_p(fit.rho, found.variance, found.skewness, alternative, floor)
+    found = moments.label_moments(x, Y, _blocks(hypothesis), nuisance=nuisance, rest=rest)
+    p = moments.pearson3_p(rho, found.variance, found.skewness, alternative, _floor(hypothesis))
+    return p, "pearson3"
+
+
+def _one_against_the_rest(Y: Any, codes: np.ndarray, norm: np.ndarray) -> np.ndarray:
+    """Bonferroni over the levels: valid by itself, so the larger of this and another p is."""
+    levels, smallest = np.unique(codes), np.ones(len(norm))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for level in levels:
+            x = (codes == level) - np.mean(codes == level)
+            x /= np.linalg.norm(x)
+            smallest = np.fmin(smallest, two_group_p(x, Y, np.asarray(x @ Y).ravel() / norm))
+    return np.minimum(1, len(levels) * smallest)
+
+
+def _by_t(fit: LinearFit, alternative: str) -> tuple[np.ndarray, str]:
+    upper, lower = t_to_z(fit.stat, fit.df)[1], t_to_z(-fit.stat, fit.df)[1]
+    two_sided = np.minimum(1, 2 * np.minimum(upper, lower))
+    return {"greater": upper, "less": lower, "two-sided": two_sided}[alternative], "t"
+
+
+def _exchanges_rows(hypothesis: Hypothesis) -> bool:
+    """Whether single rows are exchanged freely inside blocks, as the moments assume."""
+    shuffling = hypothesis.shuffling
+    if shuffling.kind == "within_item":
+        return len(shuffling.shape) == 1
+    return shuffling.kind == "whole_item" and shuffling.rows_per_item == 1
+
+
+def _blocks(hypothesis: Hypothesis) -> np.ndarray | None:
+    shuffling = hypothesis.shuffling
+    if shuffling.kind == "within_item":
+        return np.repeat(np.arange(shuffling.n_items), shuffling.rows_per_item)
+    return hypothesis.groups
+
+
+def _one_block(hypothesis: Hypothesis) -> bool:
+    return hypothesis.groups is not None and len(np.unique(hypothesis.groups)) == 1
+
+
+def _floor(hypothesis: Hypothesis) -> float:
+    return max(1 / min(hypothesis.shuffling.n_possible, 10**300), moments.SMALLEST)

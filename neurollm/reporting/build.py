@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 MOST_CELLS = 40
 """Rows of the table of cells; a formula may have many more."""
+MANY_CONTRASTS = 8
+"""With more, each has fewer rows and only one figure: the page stays under 2 MB."""
+ROWS, ROWS_OF_MANY = 1000, 400
+"""Of the feature tables of all contrasts together."""
 MOST_PARAMETERS = 12
 """Weights of a contrast that are written out."""
 FILTERS = "count decimal duration exact measure p_number percent plural proportion significant statistics"
@@ -76,6 +80,8 @@ def verdicts(study_folder: str | os.PathLike) -> list[str]:
 def render(study: Study, top: int) -> str:
     """The report as HTML text."""
     style, script = _asset("report.css"), _asset("report.js")
+    n = len(study.results)
+    top = min(top, (ROWS_OF_MANY if n > MANY_CONTRASTS else ROWS) // max(n, 1))
     chosen = {name: result.strongest(top) for name, result in study.results.items()}
     methods = methods_paragraph(study)
     room = fit([saved for name, indices in chosen.items() for saved in _saved_contexts(study, name, indices)])
@@ -158,7 +164,7 @@ def _contrast(study: Study, number: int, name: str, indices: Any, room: tuple[in
         "rows": rows,
         "data": table_data(rows, groups, "eta2" if result.is_f else "g"),
         "has_contexts": any(row.contexts for row in rows),
-        "figures": _figures(result, number, controls, alpha),
+        "figures": _figures(result, number, controls, alpha, len(study.results) <= MANY_CONTRASTS),
     }
 
 
@@ -204,7 +210,7 @@ def _weights(result: ContrastResult) -> str:
     return "; ".join([*shown, f"{more} more"] if more else shown)
 
 
-def _figures(result: ContrastResult, number: int, controls: list, alpha: float) -> dict[str, Any]:
+def _figures(result: ContrastResult, number: int, controls: list, alpha: float, few: bool) -> dict[str, Any]:
     from neurollm.plotting import contrast_sides, plot_controls, plot_null_max, plot_volcano
     from neurollm.reporting.svg import figure_svg
 
@@ -217,13 +223,13 @@ def _figures(result: ContrastResult, number: int, controls: list, alpha: float) 
             f"over minus log 10 of p; {found.found} features are significant.",
         ),
     }  # fmt: skip
-    if result.exchange.n_perm:
+    if few and result.exchange.n_perm:
         figures["null"] = figure_svg(
             plot_null_max(result, alpha), f"n{number}",
             "Histogram of the largest statistic over features in each shuffling, with the critical value "
             "and the observed maximum.",
         )  # fmt: skip
-    if any(formatting.is_number(row.get("auroc")) for row in controls):
+    if few and any(formatting.is_number(row.get("auroc")) for row in controls):
         described = "; ".join(f"{row['representation']} {formatting.auroc(row)}" for row in controls)
         title = f"AUROC per representation: {described}."
         figures["controls"] = figure_svg(plot_controls(controls), f"c{number}", title)

@@ -7,7 +7,7 @@ is measured on the fold: the contrast of the region's score ``mean_j sign_j·y_j
 Test. Each fold's effect has mean zero under the null hypothesis, but the folds' effects are not independent: the
 items scored in one fold choose the features of the others. (With a single feature and two folds, both held-out effects
 have the same sign, always.) A t or sign-flip test of the held-out scores as they stand is therefore too liberal: on
-noise (20 items) it rejects in 11 to 18 % of data sets at the 5 % level, with 1 as with 200 features. Here the *whole
+noise (20 items, 2 or 5 folds, 1 to 200 features) it rejects in 6 to 18 % of data sets at the 5 % level. Here the *whole
 procedure*, selection included, is repeated under every shuffling; whole items are shuffled inside their fold, which
 leaves the folds what they are. This is exact under the null hypothesis that the contrast is exchangeable in all
 features at once (with covariates as exact as Freedman & Lane).

@@ -28,7 +28,7 @@ def t_to_z(t: np.ndarray, df: np.ndarray | float) -> tuple[np.ndarray, np.ndarra
     Examples
     --------
     >>> z, p = t_to_z(np.array([0.0, 2.0]), 10)
-    >>> z.round(3).tolist(), p.round(4).tolist()
+    >>> (z + 0.0).round(3).tolist(), p.round(4).tolist()
     ([0.0, 1.79], [0.5, 0.0367])
     """
     t, df = np.broadcast_arrays(np.asarray(t, float), np.asarray(df, float))

@@ -98,17 +98,17 @@ class Scan:
 
     def _chunks(self, n_columns: int) -> Iterator[np.ndarray]:
         """Numbers of the arrangements whose rows and bounds are kept at a time."""
-        bounds = n_columns // min(self._segment(n_columns), self._width) + 1
+        bounds = n_columns // self._segment(n_columns) + 1
         numbers = max(self._statistic.n_products * self._columns.n_rows, bounds)
         size = max(self._batch, min(_KEPT // numbers, _CHUNK))
         for start in range(0, len(self._draws), size):
             yield np.arange(start, min(start + size, len(self._draws)))
 
-    @staticmethod
-    def _segment(n_columns: int) -> int:
-        """Columns under one bound: a 64th of all, in limits."""
+    def _segment(self, n_columns: int) -> int:
+        """Columns under one bound: about a 64th of all, in limits, and a full block a multiple of it."""
         smallest, largest = _SEGMENT
-        return int(np.clip(n_columns // 64, smallest, largest))
+        wanted = int(np.clip(n_columns // 64, smallest, largest))
+        return -(-self._width // max(self._width // wanted, 1))
 
     def _full(self, which: np.ndarray, X: Any) -> np.ndarray:
         """Extremities of some arrangements for all columns of X."""

@@ -176,11 +176,11 @@ def test_without_permutations_there_is_p_and_q():
 @pytest.mark.parametrize(
     ("design", "contrast", "method"),
     [
-        (CategoricalDesign("g"), "u - v", "pearson3"),
+        (CategoricalDesign("g"), "u - v", "saddlepoint"),
         (CategoricalDesign("g", covariates=["n_words"]), "u - v", "pearson3"),
         (CategoricalDesign("g"), "u = v, v = w", "beta"),
         (DiscriminativeDesign("g", "u"), "u", "pearson3"),
-        (CategoricalDesign("emotion"), "sad - glad", "signs"),
+        (CategoricalDesign("emotion"), "sad - glad", "saddlepoint"),
         (FactorialDesign(["g", "emotion"]), "g:emotion", "beta"),
         (FactorialDesign(["g", "emotion"]), "emotion", "t"),
     ],

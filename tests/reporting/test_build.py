@@ -15,9 +15,10 @@ import pandas as pd
 import pytest
 from support.results import QUESTIONS, changed, contrast_result, trials
 
+from neurollm.designs import FactorialDesign
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import slug, write_json
-from neurollm.glm import ContrastResult
+from neurollm.glm import ContrastResult, FeatureGLM
 from neurollm.reporting import build_report, verdicts
 from neurollm.reporting.features import condition_groups, feature_row, table_data
 from neurollm.reporting.references import REFERENCES
@@ -367,6 +368,20 @@ def test_several_kinds_of_tests_are_told_apart(tmp_path):
     _, text = study_of(tmp_path, contrast_result("levels"), contrast_result("paired"))
     assert "(Pitman, 1938), for emotion; " in text
     assert "for success - failure" in text
+
+
+def test_it_stays_small_with_many_contrasts(tmp_path):
+    names = list("abcde")
+    cells = [(f"i{i}", *cell) for i in range(6) for cell in itertools.product("xy", repeat=5)]
+    obs = pd.DataFrame(cells, columns=["item", *names])
+    X = np.random.default_rng(0).exponential(size=(len(obs), 300))
+    results = FeatureGLM(FactorialDesign(names), n_perm=49).fit(X, obs).compute_contrasts()
+    entry = {"document": "d", "source": "books", "peak": 3, "tokens": [[" word", 1.0 + i] for i in range(80)]}
+    contexts = {name: {str(feature): [entry] * 5 for feature in range(300)} for name in results}
+    write_json(tmp_path / "contexts.json", contexts)
+    html, text = study_of(tmp_path, *results.values())
+    assert len(results) == 31 and html.count('class="toggle"') >= 31 * 5 and "a:b:c:d:e" in text
+    assert build_report(tmp_path, top=500).stat().st_size < 2_000_000
 
 
 def means(kind, by):
