@@ -16,8 +16,8 @@ def fwer_across_contrasts(results: Mapping[str, ContrastResult]) -> dict[str, np
 
     The largest statistic of each contrast is turned into its rank among all shufflings, which makes t and F
     statistics of different degrees of freedom comparable, and the smallest of these ranks over contrasts is compared
-    (min-p of max-T: Westfall & Young 1993, section 2.6). Contrasts that exchange the same units in the same way used the same
-    shufflings, so their dependence is used; between others Bonferroni's factor is paid.
+    (min-p of max-T: Westfall & Young 1993, section 2.6). Contrasts that exchange the same units in the same way used
+    the same shufflings, so their dependence is used; between others Bonferroni's factor is paid.
 
     Parameters
     ----------

@@ -2,17 +2,17 @@
 
 The first that applies:
 
-================  ==========================================================  ===========================================
-`p_method`        where                                                       accuracy found (observed / nominal rate)
-================  ==========================================================  ===========================================
-``saddlepoint``   sign flips; two groups of items, nothing held constant      .9 to 1.4 down to 1e-4; exact where at most
-                                                                              14 values are not zero
-``pearson3``      one degree of freedom: covariates, blocks, more levels,     below 1, but in the light tail of skewed
-                  labels within items                                         features in very unequal groups
-``beta``          several degrees of freedom; between items never below the   below 1.6 at 1e-4 for equal groups
-                  Bonferroni p of one level against the rest
-``t``, ``F``      signs flipped on residuals; labels of several factors       parametric
-================  ==========================================================  ===========================================
+================  =======================================================  ====================================
+`p_method`        where                                                    observed / nominal rate, as found
+================  =======================================================  ====================================
+``saddlepoint``   sign flips; two groups of items, nothing held constant   .9 to 1.4 down to 1e-4 (exact for at
+                                                                           most 14 values that are not zero)
+``pearson3``      one degree of freedom: covariates, blocks, more levels,  below 1, but in the light tail of
+                  labels within items                                      skewed features in unequal groups
+``beta``          several degrees of freedom; between items never below the  below 1; within items up to 1.6 at
+                  Bonferroni p of one level against the rest               1e-4
+``t``, ``F``      signs flipped on residuals; labels of several factors    parametric
+================  =======================================================  ====================================
 
 The last column is for null zero-inflated lognormal features (`docs/calibration.md`).
 """
@@ -99,7 +99,7 @@ def _one_degree(Y: Any, hypothesis: Hypothesis, rho: np.ndarray, alternative: st
         return None
     one_block = hypothesis.shuffling.kind == "whole_item" and _one_block(hypothesis)
     if plain and one_block and len(np.unique(np.round(x, 9))) == 2:
-        return two_group_p(x, Y, rho, alternative), "saddlepoint"
+        return np.minimum(two_group_p(x, Y, rho, alternative), 1), "saddlepoint"
     nuisance = hypothesis.nuisance if hypothesis.nuisance.shape[1] else None
     rest = hypothesis.rest if hypothesis.rest.shape[1] else None
     found = moments.label_moments(x, Y, _blocks(hypothesis), nuisance=nuisance, rest=rest)

@@ -20,7 +20,11 @@ _WINDOWS = {
 }
 _SINGLE = {"last": "the last token", "left:1": "the first token", "centre:1": "the middle token"}
 _PLACES = {"left": "first", "centre": "middle"}
-_P_SOURCES = {"pearson3": "Winkler et al., 2016", "beta": "Pitman, 1938", "signs": "Barndorff-Nielsen, 1986"}
+_P_SOURCES = {
+    "pearson3": "Winkler et al., 2016",
+    "beta": "Pitman, 1938",
+    "saddlepoint": "Robinson, 1982; Booth & Butler, 1990",
+}
 _FDR_SOURCES = {
     "bh": "Benjamini & Hochberg, 1995",
     "by": "Benjamini & Yekutieli, 2001",
@@ -194,8 +198,8 @@ def _shared(results: list[ContrastResult], words: dict[str, str], field: str) ->
     for result in results:
         names.setdefault(getattr(result, field), []).append(result.name)
     if len(names) == 1:
-        return words[next(iter(names))]
-    return "; ".join(f"{words[kind]}, for {joined(which)}" for kind, which in names.items())
+        return words.get(next(iter(names)), next(iter(names)))
+    return "; ".join(f"{words.get(kind, kind)}, for {joined(which)}" for kind, which in names.items())
 
 
 def _corrected(study: Study, results: list[ContrastResult]) -> list[str]:

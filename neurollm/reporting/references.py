@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 REFERENCES = {
-    "Barndorff-Nielsen, 1986": (
-        "Barndorff-Nielsen OE (1986). Inference on full or partial parameters based on the standardized signed "
-        "log likelihood ratio. Biometrika 73, 307–322."
-    ),
     "Benjamini & Hochberg, 1995": (
         "Benjamini Y, Hochberg Y (1995). Controlling the false discovery rate: a practical and powerful approach "
         "to multiple testing. Journal of the Royal Statistical Society B 57, 289–300."
@@ -18,6 +14,10 @@ REFERENCES = {
     "Benjamini, Krieger & Yekutieli, 2006": (
         "Benjamini Y, Krieger AM, Yekutieli D (2006). Adaptive linear step-up procedures that control the false "
         "discovery rate. Biometrika 93, 491–507."
+    ),
+    "Booth & Butler, 1990": (
+        "Booth JG, Butler RW (1990). Randomization distributions and saddlepoint approximations in generalized linear "
+        "models. Biometrika 77, 787–796."
     ),
     "Freedman & Lane, 1983": (
         "Freedman D, Lane D (1983). A nonstochastic interpretation of reported significance levels. Journal of "
@@ -42,6 +42,10 @@ REFERENCES = {
     "Pitman, 1938": (
         "Pitman EJG (1938). Significance tests which may be applied to samples from any populations: III. The "
         "analysis of variance test. Biometrika 29, 322–335."
+    ),
+    "Robinson, 1982": (
+        "Robinson J (1982). Saddlepoint approximations for permutation tests and confidence intervals. Journal of the "
+        "Royal Statistical Society B 44, 91–101."
     ),
     "Steiger, 2004": (
         "Steiger JH (2004). Beyond the F test: effect size confidence intervals and tests of close fit in the "

@@ -30,7 +30,8 @@ _WORD_CONTROLS = ("token embedding", "random network")
 P_METHODS = {
     "pearson3": "the Pearson type III distribution with the exact first three moments of the permutation distribution",
     "beta": "the beta distribution with the exact mean and variance of the permutation distribution",
-    "signs": "the distribution over all sign flips, exact or by a saddlepoint approximation",
+    "saddlepoint": "the permutation distribution itself, exact for few active items and by a saddlepoint approximation "
+    "for more",
     "t": "the t distribution",
     "F": "the F distribution",
 }
