@@ -9,8 +9,8 @@ The first that applies:
                                                                            most 14 values that are not zero)
 ``pearson3``      one degree of freedom: covariates, blocks, more levels,  below 1, but in the light tail of
                   labels within items                                      skewed features in unequal groups
-``beta``          several degrees of freedom; between items never below the  below 1; within items up to 1.6 at
-                  Bonferroni p of one level against the rest               1e-4
+``beta``          several degrees of freedom; between items not below      below 1; within items up to 1.6 at
+                  the Bonferroni p of one level against the rest           1e-4
 ``t``, ``F``      signs flipped on residuals; labels of several factors    parametric
 ================  =======================================================  ====================================
 
