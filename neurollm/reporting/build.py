@@ -14,7 +14,7 @@ from neurollm.errors import InvalidInput
 from neurollm.files import write_text
 from neurollm.plotting.sides import compares_cells, decisive_p, has_sides
 from neurollm.reporting import formatting
-from neurollm.reporting.contexts import fit, shown_contexts
+from neurollm.reporting.contexts import TOKEN_BUDGET, fit, shown_contexts
 from neurollm.reporting.features import condition_groups, feature_row, table_data
 from neurollm.reporting.methods import dictionary_facts, methods_paragraph
 from neurollm.reporting.references import references
@@ -37,7 +37,7 @@ HERE = Path(__file__).parent
 MOST_CELLS = 40
 """Rows of the table of cells; a formula may have many more."""
 MANY_CONTRASTS = 8
-"""With more, each has fewer rows and only one figure: the page stays under 2 MB."""
+"""With more, each has fewer rows, shorter contexts and only one figure: the page stays under 2 MB."""
 ROWS, ROWS_OF_MANY = 1000, 400
 """Of the feature tables of all contrasts together."""
 MOST_PARAMETERS = 12
@@ -80,11 +80,12 @@ def verdicts(study_folder: str | os.PathLike) -> list[str]:
 def render(study: Study, top: int) -> str:
     """The report as HTML text."""
     style, script = _asset("report.css"), _asset("report.js")
-    n = len(study.results)
-    top = min(top, (ROWS_OF_MANY if n > MANY_CONTRASTS else ROWS) // max(n, 1))
+    few = len(study.results) <= MANY_CONTRASTS
+    top = min(top, (ROWS if few else ROWS_OF_MANY) // max(len(study.results), 1))
     chosen = {name: result.strongest(top) for name, result in study.results.items()}
     methods = methods_paragraph(study)
-    room = fit([saved for name, indices in chosen.items() for saved in _saved_contexts(study, name, indices)])
+    saved = [saved for name, indices in chosen.items() for saved in _saved_contexts(study, name, indices)]
+    room = fit(saved, TOKEN_BUDGET if few else TOKEN_BUDGET // 2)
     contrasts = [
         _contrast(study, number, name, chosen[name], room)
         for number, name in enumerate(study.results, start=1)

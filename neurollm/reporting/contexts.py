@@ -39,8 +39,14 @@ class Context:
     cut_after: bool
 
 
-def fit(features: list[list[dict[str, Any]]]) -> tuple[int, int]:
+def fit(features: list[list[dict[str, Any]]], budget: int = TOKEN_BUDGET) -> tuple[int, int]:
     """How much of the saved contexts of all `features` of a page fits into it.
+
+    Parameters
+    ----------
+    features : list of lists of saved contexts
+    budget : int
+        Tokens of all contexts together.
 
     Returns
     -------
@@ -57,9 +63,9 @@ def fit(features: list[list[dict[str, Any]]]) -> tuple[int, int]:
     """
     for most in range(MAX_CONTEXTS, 0, -1):
         n = sum(len(choose(saved, most)) for saved in features)
-        if n * MIN_WINDOW <= TOKEN_BUDGET:
+        if n * MIN_WINDOW <= budget:
             break
-    return most, max(MIN_WINDOW, min(MAX_WINDOW, TOKEN_BUDGET // max(n, 1)))
+    return most, max(MIN_WINDOW, min(MAX_WINDOW, budget // max(n, 1)))
 
 
 def choose(saved: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:

@@ -25,10 +25,6 @@ _P_SOURCES = {
     "beta": "Pitman, 1938",
     "saddlepoint": "Robinson, 1982; Booth & Butler, 1990",
 }
-    "pearson3": "Winkler et al., 2016",
-    "beta": "Pitman, 1938",
-    "saddlepoint": "Robinson, 1982; Booth & Butler, 1990",
-}
 _FDR_SOURCES = {
     "bh": "Benjamini & Hochberg, 1995",
     "by": "Benjamini & Yekutieli, 2001",

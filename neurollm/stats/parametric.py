@@ -11,6 +11,7 @@ import numpy as np
 from scipy import special
 
 _TINY = 1e-290  # below this the tail is computed as a logarithm
+_FRACTIONS = 60
 
 
 def t_to_z(t: np.ndarray, df: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
@@ -52,8 +53,25 @@ def f_to_z(f: np.ndarray, q: float, df: np.ndarray | float) -> tuple[np.ndarray,
 
 def _log_betainc(a: np.ndarray, b: float, x: np.ndarray) -> np.ndarray:
     """Logarithm of the regularised incomplete beta function, also where it underflows."""
+    a, x = np.broadcast_arrays(a, x)
     value = special.betainc(a, b, x)
     with np.errstate(divide="ignore", invalid="ignore"):
-        # Leading terms of the series at x → 0.
-        small = a * np.log(x) - np.log(a) - special.betaln(a, b) + np.log1p((1 - b) * a / (a + 1) * x)
-        return np.where(value > _TINY, np.log(value), np.where(np.isnan(x), np.nan, small))
+        log = np.log(value)
+        small = ~(value > _TINY) & (x > 0)
+        log[small] = _log_continued_fraction(a[small], b, x[small])
+    return np.where(np.isnan(x), np.nan, log)
+
+
+def _log_continued_fraction(a: np.ndarray, b: float, x: np.ndarray) -> np.ndarray:
+    """The same by Lentz's method, for x far below the mean a/(a + b) (DLMF 8.17.22)."""
+    c, d = np.ones(x.shape), 1 / (1 - (a + b) * x / (a + 1))
+    fraction = d
+    for m in range(1, _FRACTIONS):
+        for term in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1 / (1 + term * d)
+            c = 1 + term / c
+            fraction = fraction * c * d
+    return a * np.log(x) + b * np.log1p(-x) - np.log(a) - special.betaln(a, b) + np.log(fraction)
