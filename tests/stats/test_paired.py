@@ -37,7 +37,7 @@ def test_uncorrelated_equal_conditions_have_the_interval_of_the_paired_t():
     args = (np.array([0.7]), np.ones(1), np.ones(1), np.array([np.sqrt(2)]))
     _, low, high = hedges_g_av(*args, 12)
     _, z_low, z_high = hedges_g(0.7 / np.sqrt(2 / 12) * np.ones(1), 11, 1 / np.sqrt(12))
-    np.testing.assert_allclose([low, high], np.sqrt(2) / small_sample_factor(11) * np.array([z_low, z_high]))
+    np.testing.assert_allclose([low, high], np.sqrt(2) * np.array([z_low, z_high]))
 
 
 @pytest.mark.parametrize(("r", "delta", "ratio"), [(0.0, 0.0, 1.0), (0.5, 0.8, 1.0), (0.9, 0.5, 1.0), (0.7, 1.0, 3.0)])
