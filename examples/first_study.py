@@ -21,7 +21,8 @@ trials = FeatureMasker(lm, sae, tokens="target").fit_transform(stimuli)
 glm = FeatureGLM(CategoricalDesign("outcome"), n_perm=2_000, min_active_items=8).fit(trials)
 result = glm.compute_contrast("success - failure")
 print(result.verdict())
-print(result.to_frame().head(10)[["feature", "g", "rate[success]", "rate[failure]", "p", "q", "p_fwer"]])
+columns = ["feature", "g", "rate[success]", "rate[failure]", "p", "q", "p_fwer"]
+print(result.to_frame().head(10)[columns].to_string(index=False, float_format="{:.3g}".format))
 
 # The control that decides what the verdict means: do the words alone separate the conditions as well?
 words = FeatureMasker(lm, RawUnits(Site(0, "token_embedding"), lm.d_model), tokens="target").fit_transform(stimuli)

@@ -16,7 +16,7 @@ from neurollm.glm.sizes import effect_sizes
 from neurollm.glm.tails import closed_form_p, smallest_attainable_p
 from neurollm.progress import Progress
 from neurollm.stats import adjust, conditions, gpd_tail, permutation_test
-from neurollm.stats.arrays import combine_rows, is_torch, largest_values
+from neurollm.stats.arrays import combine_rows, is_torch, largest_values, take_rows
 from neurollm.stats.linear import LinearFit, linear_fit
 from neurollm.stats.ranks import rank_rows
 from neurollm.stats.transforms import TRANSFORMS
@@ -276,7 +276,7 @@ class FeatureGLM(BaseEstimator):
         """The rows that are tested, and the largest cell of each feature among those they are made of."""
         data = combine_rows(plan.reduce, self.table_.values)
         if self.scale != "rank":
-            return data, largest_values(self.table_.values[plan.used])
+            return data, largest_values(take_rows(self.table_.values, plan.used))
         shuffling = plan.hypothesis.shuffling
         return rank_rows(data, shuffling.kind, shuffling.rows_per_item), None
 
@@ -497,7 +497,8 @@ class _Nothing:
 def _described(table: Any, plan: ContrastPlan) -> Any:
     """Means, rates and magnitudes of the conditions that the contrast uses."""
     cells = np.unique(table.cell_codes[plan.used], return_inverse=True)[1]
-    return conditions(table.values[plan.used], table.shares[plan.used], cells, table.item_codes[plan.used])
+    values, shares = take_rows(table.values, plan.used), take_rows(table.shares, plan.used)
+    return conditions(values, shares, cells, table.item_codes[plan.used])
 
 
 def _unpack(X: Any, obs: Any, features: Any) -> tuple[Any, Any, Any]:

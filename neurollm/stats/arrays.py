@@ -84,6 +84,32 @@ def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | No
     return out
 
 
+def take_rows(array: Any, rows: np.ndarray) -> Any:
+    """Rows of any supported array, in rising order.
+
+    Parameters
+    ----------
+    array : ndarray, scipy.sparse or torch.Tensor, shape (n, V)
+    rows : ndarray of int
+        Rising, without repeats.
+
+    Returns
+    -------
+    the kind of `array` (sparse: CSC)
+    """
+    if len(rows) == array.shape[0]:
+        return array
+    if not sparse.issparse(array):
+        return array[rows]
+    csc = array.tocsc()  # scipy's own choice of rows sorts every column again
+    keep = np.zeros(array.shape[0], bool)
+    keep[rows] = True
+    kept = keep[csc.indices]
+    starts = np.concatenate([[0], np.cumsum(kept)])[csc.indptr]
+    indices = (np.cumsum(keep) - 1)[csc.indices[kept]]
+    return sparse.csc_array((csc.data[kept], indices, starts), shape=(len(rows), array.shape[1]))
+
+
 def _torch_product(weights: Any, values: Any) -> Any:
     """Product in which a weight of 0 leaves a value out even if it is not finite, as in a sparse product."""
     finite = values.isfinite()

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import sparse, stats
 
 from neurollm.stats import Hypothesis, is_estimable, linear_fit, orthonormal, partition, sign_flip, whole_item
+from neurollm.stats.arrays import take_rows
 from neurollm.stats.conditions import conditions
 from neurollm.stats.parametric import f_to_z, t_to_z
 from neurollm.stats.ranks import rank_rows
@@ -114,6 +115,14 @@ def test_ranks_and_what_they_leave_at_zero(store):
     np.testing.assert_allclose(ranked("sign_flip"), signed)
     cube = stats.rankdata(y.reshape(5, 3, 30), axis=1, nan_policy="propagate") - 2
     np.testing.assert_allclose(ranked("within_item", 3), cube.reshape(15, 30))
+
+
+@pytest.mark.parametrize("store", [np.asarray, sparse.csr_array, sparse.csc_array, torch.tensor])
+def test_rows_are_taken_from_any_array(store):
+    y = np.where(RNG.random((9, 30)) < 0.3, RNG.normal(size=(9, 30)), 0)
+    for rows in (np.array([1, 4, 8]), np.arange(9), np.array([], int)):
+        out = take_rows(store(y), rows)
+        np.testing.assert_array_equal(out.toarray() if sparse.issparse(out) else np.asarray(out), y[rows])
 
 
 @pytest.mark.parametrize("store", [np.asarray, sparse.csr_array, torch.tensor])
