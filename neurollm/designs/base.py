@@ -34,6 +34,8 @@ class Exchangeability:
     n_possible : int
         Distinct shufflings, exactly.
     sentence : str
+    residuals : bool
+        Residuals of what is held constant are exchanged (Freedman & Lane 1983): the test is approximate.
     """
 
     kind: str
@@ -41,6 +43,7 @@ class Exchangeability:
     n_units: int
     n_possible: int
     sentence: str
+    residuals: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,6 +48,11 @@ class CellDesign(Design):
         """Levels of every factor, in the order in which effects subtract them."""
         return {name: self.level_codes(obs, name, self._order(name))[0] for name in self.variables}
 
+    @property
+    def _alike(self) -> bool:
+        """The null hypothesis of a contrast of cells says that all of them are alike; not so if they are crossed."""
+        return len(self.variables) == 1
+
     def _order(self, name: str) -> Sequence[str]:
         return ()
 
@@ -146,7 +151,7 @@ class CellDesign(Design):
         if (n_present == 1).all():
             groups = (at >= 0).argmax(axis=1)
             frame = self.frame(table, contrast, at.max(axis=1)[:, None])
-            between = Between(groups, matrix, shuffled_along=True, compares=True)
+            between = Between(groups, matrix, shuffled_along=self._alike, compares=True)
             return plan(frame, Inside.score(np.ones(1)), between, f"Each {item} has one of {told}")
         if complete.mean() < MIN_COMPLETE_SHARE:
             raise InvalidInput(
@@ -161,7 +166,7 @@ class CellDesign(Design):
         else:
             space = differences(active.size)
             inside = Inside(centring(active.size), space, matrix @ space, (active.size,))
-        return plan(frame, inside, Between.none(int(complete.sum())), words)
+        return plan(frame, inside, Between.none(int(complete.sum()), self._alike), words)
 
     def model_rdm(self, obs: pd.DataFrame, effect: str | None = None) -> np.ndarray:
         """0 for pairs of trials that the effect codes alike, 1 for those it codes most unlike.

@@ -23,7 +23,7 @@ from neurollm.designs.table import ItemTable
 from neurollm.errors import InvalidInput
 from neurollm.stats import shufflings
 from neurollm.stats.hypothesis import Hypothesis
-from neurollm.stats.partition import orthonormal, partition
+from neurollm.stats.partition import is_estimable, orthonormal, partition
 from neurollm.validation import closest, listed, shortened
 
 if TYPE_CHECKING:
@@ -176,19 +176,24 @@ class FormulaDesign(Design):
             It is not estimable, or varies both within and between items.
         """
         model = self.design_matrix(table.obs).to_numpy(float)
-        involved = model[:, contrast.matrix.any(axis=0)]
         means = _item_means(table)
-        inside = np.abs(involved - (means @ involved)[table.item_codes]).max(axis=0)
-        varies = inside > 1e-9 * np.abs(involved).max(axis=0)
-        if varies.all():
+        inside = np.abs(model - (means @ model)[table.item_codes]).max(axis=0)
+        varies = inside > 1e-9 * np.abs(model).max(axis=0)
+        tested = contrast.matrix.any(axis=0)
+        if varies[tested].all():
             return self._within(table, contrast, model)
-        if varies.any():
-            mixed = [name for name, used in zip(contrast.parameters, contrast.matrix.any(axis=0), strict=True) if used]
+        if varies[tested].any():
+            mixed = [name for name, used in zip(contrast.parameters, tested, strict=True) if used]
             raise InvalidInput(
                 f"contrast '{contrast.name}': of the columns {listed(mixed)} some vary within '{self.item or 'trial'}' "
                 "and others between; test them one by one."
             )
-        return self._between(table, contrast, means, means @ model)
+        between = means @ model
+        if not is_estimable(between, contrast.matrix):
+            # Averaged over an item, an interaction with what varies inside it repeats a column: leave it out, so
+            # that the tested column is estimated at the average of what varies inside.
+            between = np.where(varies, 0.0, between)
+        return self._between(table, contrast, means, between)
 
     def _between(self, table: ItemTable, contrast: Contrast, means: Any, model: np.ndarray) -> ContrastPlan:
         n = len(model)
@@ -211,7 +216,7 @@ class FormulaDesign(Design):
         codes = np.unique(np.round(model[used], 12), axis=0, return_inverse=True)[1].ravel()
         shuffling = shufflings.whole_item(codes, groups)
         frame = self._frame(contrast, used[:, None], None, table, int((counts == 1).sum()))
-        n = groups.max(initial=-1) + 1
+        n = int(groups.max(initial=-1)) + 1
         text = (
             f"{contrast.name} varies inside every {frame.item}: rows are exchanged inside each of the {n} {frame.item}s"
         )

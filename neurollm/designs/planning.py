@@ -110,7 +110,7 @@ class Between:
     groups : ndarray of int, shape (n_items,)
     contrast : ndarray, shape (q, number of groups)
     shuffled_along : bool
-        The null hypothesis says that all groups are alike, so all differences between them are exchanged;
+        The null hypothesis says that all conditions are alike, so all differences between them are exchanged;
         otherwise other differences are kept as nuisance.
     compares : bool
         The contrast compares groups; otherwise it is about their mean.
@@ -122,9 +122,9 @@ class Between:
     compares: bool = False
 
     @classmethod
-    def none(cls, n_items: int) -> Between:
+    def none(cls, n_items: int, shuffled_along: bool = True) -> Between:
         """All items alike."""
-        return cls(np.zeros(n_items, int), np.ones((1, 1)), shuffled_along=True)
+        return cls(np.zeros(n_items, int), np.ones((1, 1)), shuffled_along)
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def in_words(shuffling: Shuffling, units: tuple[int, str], text: str, residuals:
     n, item = units
     kept = ", on the residuals of what is held constant (Freedman-Lane)" if residuals else ""
     sentence = f"{text}{kept} ({counted(shuffling.n_possible)} possible shufflings)."
-    return Exchangeability(shuffling.kind, item, n, shuffling.n_possible, sentence)
+    return Exchangeability(shuffling.kind, item, n, shuffling.n_possible, sentence, residuals)
 
 
 def is_balanced(weights: Sequence[float]) -> bool:

@@ -30,6 +30,7 @@ ALTERNATIVES = ("two-sided", "greater", "less")
 STATS = ("t", "welch", "hc3")
 FDRS = ("bh", "by", "bky")
 FEW_SHUFFLINGS = 400  # 20 / .05
+MOST_CONDITIONS = 40  # described one by one
 UNEQUAL_SHARE = 0.1  # of the items may have unlike wordings before a warning
 
 
@@ -301,7 +302,7 @@ class FeatureGLM(BaseEstimator):
             p=p,
             q=adjust(p, self.fdr),
             **self._family_wise(stat + blank, permuted, alternative),
-            conditions=tuple(self.table_.cells[code] for code in np.unique(self.table_.cell_codes[plan.used])),
+            conditions=_conditions(self.table_, plan)[0],
             **vars(described),
             valid=tested,
             stat_kind=stat_kind,
@@ -494,11 +495,18 @@ class _Nothing:
         return cls(blank, blank, np.empty(0))
 
 
+def _conditions(table: Any, plan: ContrastPlan) -> tuple[tuple[str, ...], np.ndarray]:
+    """Names of the conditions that the contrast uses, and each row's; one for all where a formula makes many."""
+    codes, rows = np.unique(table.cell_codes[plan.used], return_inverse=True)
+    if len(codes) > MOST_CONDITIONS:
+        return ("all",), np.zeros(len(rows), int)
+    return tuple(table.cells[code] for code in codes), rows
+
+
 def _described(table: Any, plan: ContrastPlan) -> Any:
     """Means, rates and magnitudes of the conditions that the contrast uses."""
-    cells = np.unique(table.cell_codes[plan.used], return_inverse=True)[1]
     values, shares = take_rows(table.values, plan.used), take_rows(table.shares, plan.used)
-    return conditions(values, shares, cells, table.item_codes[plan.used])
+    return conditions(values, shares, _conditions(table, plan)[1], table.item_codes[plan.used])
 
 
 def _unpack(X: Any, obs: Any, features: Any) -> tuple[Any, Any, Any]:

@@ -36,7 +36,7 @@ class Exchange(Exchangeability):
 
     Attributes
     ----------
-    kind, unit, n_units, n_possible, sentence
+    kind, unit, n_units, n_possible, sentence, residuals
         See `Exchangeability`.
     n_perm : int
         Shufflings used. ``exhaustive`` says that these are all there are, the observed one included.
@@ -44,9 +44,9 @@ class Exchange(Exchangeability):
     random_state : int
     """
 
-    n_perm: int
-    exhaustive: bool
-    random_state: int
+    n_perm: int = 0
+    exhaustive: bool = False
+    random_state: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class ContrastResult:
     p_fwer, p_step_down : ndarray
         Permutation p, corrected over the tested features by the largest statistic: in one step, and stepping down.
     conditions : tuple of str
-        The levels or cells in the contrast.
+        The levels or cells in the contrast; ``("all",)`` if there are more than 40.
     mean, rate, magnitude : ndarray, shape (number of conditions, V)
         Of each condition, over items: ``mean = rate × magnitude`` (see `neurollm.stats.Conditions`).
     n_active_items : ndarray of int

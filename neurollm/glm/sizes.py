@@ -52,7 +52,7 @@ def effect_sizes(data: Any, plan: ContrastPlan, fit: LinearFit, df: Any, se: np.
         interval = t_interval(effect, np.sqrt(scores.residual / (n - 1) / n), n - 1)
         return _named(effect, interval, pooled, hedges_g(scores.stat, n - 1, n**-0.5), "hedges_g_z", n**-0.5)
     se = pooled if se is None else se
-    between = plan.hypothesis.shuffling.kind == "whole_item"
+    between = plan.exchangeability.kind == "whole_item"
     size = hedges_g(fit.stat, fit.df, plan.scale)
     return _named(effect, t_interval(effect, se, df), se, size, "hedges_g" if between else "hedges_g_z", plan.scale)
 

@@ -22,14 +22,18 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from neurollm.errors import InvalidInput
 from neurollm.stats import moments, testability
+from neurollm.stats.arrays import BLOCK, column_blocks, dense, largest_values
 from neurollm.stats.flips import sign_flip_p
 from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.linear import LinearFit
 from neurollm.stats.parametric import f_to_z, t_to_z
 from neurollm.stats.two_groups import two_group_p
+
+_ROUNDING = 1e-10  # share of a feature's largest value
 
 
 def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: str) -> tuple[np.ndarray, str]:
@@ -94,17 +98,63 @@ def _one_degree(Y: Any, hypothesis: Hypothesis, rho: np.ndarray, alternative: st
     plain = not (hypothesis.nuisance.shape[1] or hypothesis.rest.shape[1])
     x = hypothesis.tested[:, 0]
     if hypothesis.shuffling.kind == "sign_flip":
-        return (sign_flip_p(Y, rho, alternative), "saddlepoint") if plain else None
+        return (sign_flip_p(without_rounding(Y), rho, alternative), "saddlepoint") if plain else None
     if not _exchanges_rows(hypothesis):
         return None
     one_block = hypothesis.shuffling.kind == "whole_item" and _one_block(hypothesis)
     if plain and one_block and len(np.unique(np.round(x, 9))) == 2:
-        return np.minimum(two_group_p(x, Y, rho, alternative), 1), "saddlepoint"
+        return _two_groups(x, Y, rho, alternative), "saddlepoint"
     nuisance = hypothesis.nuisance if hypothesis.nuisance.shape[1] else None
     rest = hypothesis.rest if hypothesis.rest.shape[1] else None
     found = moments.label_moments(x, Y, _blocks(hypothesis), nuisance=nuisance, rest=rest)
     p = moments.pearson3_p(rho, found.variance, found.skewness, alternative, _floor(hypothesis))
     return p, "pearson3"
+
+
+def _two_groups(x: np.ndarray, Y: Any, rho: np.ndarray, alternative: str) -> np.ndarray:
+    """`two_group_p` with the most frequent value of every feature at zero, where few values are enumerated exactly.
+
+    Differences of an additive effect repeat a constant where raw activations repeat zero.
+    """
+    Y = without_rounding(Y)
+    counts = np.diff(Y.indptr) if sparse.issparse(Y) else np.count_nonzero(Y, axis=0)
+    p, busy = np.empty(len(rho)), counts > Y.shape[0] / 2
+    quiet = np.flatnonzero(~busy)
+    if quiet.size:
+        p[quiet] = two_group_p(x, Y[:, quiet] if busy.any() else Y, rho[quiet], alternative)
+    for part in np.array_split(np.flatnonzero(busy), np.ceil(busy.sum() / BLOCK)) if busy.any() else ():
+        block = dense(Y[:, part])
+        with np.errstate(invalid="ignore"):
+            shifted = without_rounding(
+                block - np.median(block, axis=0)
+            )  # the most frequent value, if it is half of all
+            fewer = np.count_nonzero(shifted, axis=0) < np.count_nonzero(block, axis=0)
+        p[part] = two_group_p(x, np.where(fewer, shifted, block), rho[part], alternative)
+    return np.minimum(p, 1)
+
+
+def without_rounding(Y: Any) -> Any:
+    """What is zero but for the rounding of sums is zero: exact tails count the values that are not.
+
+    Parameters
+    ----------
+    Y : array of any supported kind, shape (n, V)
+
+    Returns
+    -------
+    CSC for sparse input, else ndarray
+    """
+    if sparse.issparse(Y):
+        csc = sparse.csc_array(Y, copy=True)
+        least = _ROUNDING * np.repeat(largest_values(csc), np.diff(csc.indptr))
+        csc.data = np.where(np.abs(csc.data) <= least, 0.0, csc.data)
+        csc.eliminate_zeros()
+        return csc
+    out = np.empty(Y.shape)
+    for columns, block in column_blocks(Y):
+        with np.errstate(invalid="ignore"):
+            out[:, columns] = np.where(np.abs(block) <= _ROUNDING * np.abs(block).max(axis=0), 0.0, block)
+    return out
 
 
 def _one_against_the_rest(Y: Any, codes: np.ndarray, norm: np.ndarray) -> np.ndarray:
@@ -114,7 +164,7 @@ def _one_against_the_rest(Y: Any, codes: np.ndarray, norm: np.ndarray) -> np.nda
         for level in levels:
             x = (codes == level) - np.mean(codes == level)
             x /= np.linalg.norm(x)
-            smallest = np.fmin(smallest, two_group_p(x, Y, np.asarray(x @ Y).ravel() / norm))
+            smallest = np.fmin(smallest, _two_groups(x, Y, np.asarray(x @ Y).ravel() / norm, "two-sided"))
     return np.minimum(1, len(levels) * smallest)
 
 

@@ -320,3 +320,15 @@ def test_robust_standard_errors_of_groups(kind):
     X, obs = crossed(12, B)
     paired = FeatureGLM(CategoricalDesign("emotion"), stat=kind, n_perm=10).fit(X, obs).compute_contrast("sad - glad")
     assert paired.stat_kind == "t"
+
+
+def test_p_does_not_depend_on_where_the_resting_value_lies():
+    X, obs = crossed(24, {}, {"g": list("uv")}, n_features=200)
+    X = np.where(np.random.default_rng(0).random(X.shape) < 0.3, X, 0)  # at rest in more than half of the items
+    glm = FeatureGLM(CategoricalDesign("g"), n_perm=0)
+    zero = glm.fit(X, obs).compute_contrast("u - v").p
+    jitter = np.random.default_rng(1).choice([0, 1e-16, -1e-16], X.shape)
+    for shifted in (X + 3, sparse.csr_array(X + 3), X + jitter, X + 1 / 3 + jitter):
+        p = glm.fit(shifted, obs).compute_contrast("u - v").p
+        alive = ~np.isnan(zero)
+        np.testing.assert_allclose(p[alive], zero[alive], rtol=1e-5)
