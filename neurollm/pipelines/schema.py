@@ -75,6 +75,9 @@ class FeaturesPart(_Part):
         "raw", description="log1p and binary: of the pooled values; rank: of the item means, for rank tests."
     )
     min_active_items: int = Field(0, ge=0, description="Features active in fewer items are not tested (label-blind).")
+    testable_at: float | None = Field(
+        None, gt=0, lt=1, description="Features whose p could not fall to this level under any labels are not tested."
+    )
 
     @field_validator("tokens")
     @classmethod

@@ -217,6 +217,7 @@ class Study:
             "glm": self.pipeline.analyses.glm.model_dump(),
             "transform": self.pipeline.features.transform,
             "min_active_items": self.pipeline.features.min_active_items,
+            "testable_at": self.pipeline.features.testable_at,
             "seed": self.pipeline.seed,
         }
 
@@ -231,6 +232,7 @@ class Study:
             alternative=part.alternative,
             random_state=self.pipeline.seed,
             min_active_items=self.pipeline.features.min_active_items,
+            testable_at=self.pipeline.features.testable_at,
             scale=transform,
             stat=part.stat,
             fdr=part.fdr,

@@ -174,8 +174,8 @@ def _statistic(result: ContrastResult) -> str:
 
 
 def _kept(result: ContrastResult) -> str:
-    """That residuals were shuffled: an exchange says so in its sentence."""
-    if "Freedman-Lane" not in result.exchange.sentence:
+    """That residuals were shuffled."""
+    if not result.exchange.residuals:
         return ""
     return " of the residuals of what was held constant (Freedman & Lane, 1983)"
 
