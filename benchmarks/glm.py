@@ -1,4 +1,4 @@
-"""All closed-form columns of six contrasts for a million sparse features, and nilearn's GLM on the same data made dense.
+"""All closed-form columns of six contrasts for a million sparse features, and nilearn's GLM on the same data.
 
 Ours: item means, t or F, p from the permutation distribution, q, effect and g or η² with intervals, rates and
 magnitudes of every condition; no permutations. nilearn: ordinary least squares, t or F and z of the same contrasts, on
