@@ -103,7 +103,8 @@ class DiscriminativeDesign(CellDesign):
 
     def contrast(self, spec: Any, obs: pd.DataFrame, name: str | None = None) -> Contrast:
         """Read a contrast; the target's name, alone or as ``"joy - others"``, is the design's own question."""
-        if isinstance(spec, str) and spec.strip() in (self.target, f"{self.target} - others"):
+        own = (self.target,) if "others" in self.parameters(obs) else (self.target, f"{self.target} - others")
+        if isinstance(spec, str) and spec.strip() in own:
             spec = self.effects(obs)[f"{self.target} - others"]
         return super().contrast(spec, obs, name)
 

@@ -60,6 +60,9 @@ class CellDesign(Design):
         """Names of all combinations of levels, joined by ``:``, and the number of each trial's cell."""
         coded = [self.level_codes(obs, name, self._order(name)) for name in self.variables]
         names = tuple(":".join(cell) for cell in itertools.product(*(levels for levels, _ in coded)))
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidInput(f"design: two cells would be called '{twice}'; rename levels that contain ':'.")
         codes = np.ravel_multi_index([codes for _, codes in coded], [len(levels) for levels, _ in coded])
         return names, codes
 
@@ -129,6 +132,7 @@ class CellDesign(Design):
     def frame(self, table: ItemTable, contrast: Contrast, rows: np.ndarray, n_dropped: int = 0) -> Frame:
         """What the table brings to the test of a contrast on these rows (items × cells)."""
         covariates = table.obs[list(self.covariates)].to_numpy(float).reshape(table.n_rows, -1)
+        covariates = covariates - covariates.mean(axis=0)  # a large offset, as of dates, would drown what varies
         blocks = None
         if self.blocks is not None:
             labels = table.obs[self.blocks].astype(str).to_numpy(str)

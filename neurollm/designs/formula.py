@@ -2,14 +2,16 @@
 
 The formula's columns are a linear model of the item × cell means, where a cell is a combination of values of the
 formula's variables that occurs. Contrasts are about its coefficients; the partition into tested part and nuisance
-follows the contrast, and residuals are exchanged (Freedman & Lane 1983): between whole items if nothing that is
-tested varies inside an item, inside items (with every item's mean removed) if all of it does.
+follows the contrast. If nothing that is tested varies inside an item, item means are tested and their residuals are
+exchanged between whole items (Freedman & Lane 1983). If all of it does, every item's mean is removed, the estimate
+is taken apart into one score per item, and signs are flipped. A constant is always part of the model.
 """
 
 from __future__ import annotations
 
 import ast
-from dataclasses import dataclass, replace
+import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,7 +25,7 @@ from neurollm.designs.table import ItemTable
 from neurollm.errors import InvalidInput
 from neurollm.stats import shufflings
 from neurollm.stats.hypothesis import Hypothesis
-from neurollm.stats.partition import is_estimable, orthonormal, partition
+from neurollm.stats.partition import Partition, orthonormal, partition
 from neurollm.validation import closest, listed, shortened
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 # A formula is Python to formulaic, and may come from a stranger's file: only these calls are let through.
 FUNCTIONS = ("C", "center", "scale", "poly", "bs", "cs", "log", "log10", "log2", "exp", "exp10", "exp2")
 _CODINGS = ("contr",)
+_UNINFORMATIVE = 1e-12  # share of the tested column's variation that lies within an item
+MOST_TERMS, HIGHEST_POWER = 200, 5
 _NODES = (
     ast.Expression, ast.Name, ast.Load, ast.Constant, ast.Call, ast.keyword, ast.BinOp, ast.UnaryOp, ast.Add, ast.Sub,
     ast.Mult, ast.Div, ast.Pow, ast.USub, ast.List, ast.Tuple, ast.Attribute,
@@ -85,6 +89,13 @@ class FormulaDesign(Design):
     def _parsed(self) -> Any:
         from formulaic import Formula
 
+        powers = [int(power) for power in re.findall(r"(?:\*\*|\^)\s*(\d+)", self.formula)]
+        names = len(re.findall(r"[^\W\d]\w*", self.formula))
+        crossings = self.formula.replace("**", "").count("*")
+        if max(powers, default=1) > HIGHEST_POWER or names ** max(powers, default=1) > 5000 or crossings > 8:
+            raise InvalidInput(
+                f"design: the formula {shortened(self.formula)!r} has too many interactions; write those that matter."
+            )
         try:
             terms = Formula(self.formula)
         except Exception as error:  # formulaic raises many kinds
@@ -92,6 +103,10 @@ class FormulaDesign(Design):
             raise InvalidInput(f"design: the formula {shortened(self.formula)!r} cannot be read ({reason}).") from None
         if not all(hasattr(term, "factors") for term in terms):
             raise InvalidInput(f"design: the formula {shortened(self.formula)!r} has parts; write one right-hand side.")
+        if len(list(terms)) > MOST_TERMS:
+            raise InvalidInput(
+                f"design: the formula {shortened(self.formula)!r} has more than {MOST_TERMS} terms; write fewer."
+            )
         for factor in _calculated(terms):
             _check_factor(factor, self.formula)
         return terms
@@ -188,12 +203,24 @@ class FormulaDesign(Design):
                 f"contrast '{contrast.name}': of the columns {listed(mixed)} some vary within '{self.item or 'trial'}' "
                 "and others between; test them one by one."
             )
-        between = means @ model
-        if not is_estimable(between, contrast.matrix):
-            # Averaged over an item, an interaction with what varies inside it repeats a column: leave it out, so
-            # that the tested column is estimated at the average of what varies inside.
-            between = np.where(varies, 0.0, between)
-        return self._between(table, contrast, means, between)
+        return self._between(table, contrast, means, means @ self._averaged(table, contrast, model, varies))
+
+    def _averaged(self, table: ItemTable, contrast: Contrast, model: np.ndarray, varies: np.ndarray) -> np.ndarray:
+        """The model for a test between items, without interactions of what is tested with what varies inside items.
+
+        The tested column is then estimated at the average of what varies inside, whichever trials are missing.
+        """
+        terms = self._matrix(table.obs)[1]
+        column_terms = {str(column): set(term.split(":")) for term, columns in terms.items() for column in columns}
+        tested = [
+            column_terms.get(name, {name})
+            for name, row in zip(contrast.parameters, contrast.matrix.T, strict=True)
+            if row.any()
+        ]
+        larger = np.array(
+            [any(column_terms.get(name, {name}) > own for own in tested) for name in contrast.parameters], dtype=bool
+        )
+        return np.where(larger & varies, 0.0, model)
 
     def _between(self, table: ItemTable, contrast: Contrast, means: Any, model: np.ndarray) -> ContrastPlan:
         n = len(model)
@@ -209,19 +236,61 @@ class FormulaDesign(Design):
         return self._finish(contrast, frame, (sparse.csr_array(means), model), (blocks, shuffling), told)
 
     def _within(self, table: ItemTable, contrast: Contrast, model: np.ndarray) -> ContrastPlan:
-        counts = np.bincount(table.item_codes, minlength=len(table.items))
-        used = np.flatnonzero(counts[table.item_codes] > 1)
-        groups = np.unique(table.item_codes[used], return_inverse=True)[1]
-        chosen = sparse.csr_array((np.ones(used.size), (np.arange(used.size), used)), shape=(used.size, table.n_rows))
-        codes = np.unique(np.round(model[used], 12), axis=0, return_inverse=True)[1].ravel()
-        shuffling = shufflings.whole_item(codes, groups)
-        frame = self._frame(contrast, used[:, None], None, table, int((counts == 1).sum()))
-        n = int(groups.max(initial=-1)) + 1
+        """One score per item: its share of the estimate, from residuals of what is held constant.
+
+        Rows of an item are not independent observations of the effect (items differ in it), so the items' scores
+        are tested, as in a cluster-robust score test (Kline & Santos 2012), and their signs are flipped.
+        """
+        item = self.item or "trial"
+        if contrast.rank > 1:
+            raise InvalidInput(
+                f"contrast '{contrast.name}': its {contrast.rank} columns vary within '{item}', where a formula tests "
+                "one column at a time; test them one by one, or use a categorical or factorial design for F."
+            )
+        fixed = orthonormal(np.eye(len(table.items))[table.item_codes])
+        part = self._partition(contrast, model, fixed)
+        tested = part.tested[:, 0]
+        shares = sparse.csr_array((tested, (table.item_codes, np.arange(table.n_rows))))
+        informative = np.flatnonzero(np.bincount(table.item_codes, tested**2) > _UNINFORMATIVE)
+        n = informative.size
+        if n < 2:
+            raise InvalidInput(f"contrast '{contrast.name}': it varies within {n} {item}; at least 2 are needed.")
+        shares = n * part.scale * shares[informative]
+        reduce = sparse.csr_array(shares.toarray() - (shares @ part.others) @ part.others.T)
+        shuffling, none = shufflings.sign_flip(n), np.zeros((n, 0))
+        hypothesis = Hypothesis(np.full((n, 1), n**-0.5), none, none, None, n - 1, shuffling)
+        residuals = part.others.shape[1] > fixed.shape[1]
         text = (
-            f"{contrast.name} varies inside every {frame.item}: rows are exchanged inside each of the {n} {frame.item}s"
+            f"{contrast.name} varies inside {item}s: the sign of its share of the estimate is flipped in each of the "
+            f"{n} {item}s"
         )
-        told = replace(in_words(shuffling, (n, frame.item), text, residuals=True), kind="within_item")
-        return self._finish(contrast, frame, (chosen, model[used]), (groups, shuffling), told)
+        told = in_words(shuffling, (n, item), text, residuals)
+        used = np.flatnonzero(np.isin(table.item_codes, informative))
+        dropped = len(table.items) - n
+        return ContrastPlan(
+            used,
+            reduce,
+            hypothesis,
+            n**-0.5,
+            None,
+            None,
+            None,
+            part.rank,
+            model.shape[1] + len(table.items),
+            dropped,
+            told,
+        )
+
+    def _partition(self, contrast: Contrast, model: np.ndarray, fixed: np.ndarray) -> Partition:
+        padded = np.hstack([contrast.matrix, np.zeros((contrast.rank, fixed.shape[1]))])
+        part = partition(np.hstack([model, fixed]), padded)
+        if part is None:
+            raise InvalidInput(
+                f"contrast '{contrast.name}' cannot be estimated: the model {shortened(self.formula)!r} "
+                f"({model.shape[1]} columns, rank {np.linalg.matrix_rank(model)}) does not determine it beside the "
+                "constant of every block of exchange; drop redundant terms."
+            )
+        return part
 
     def _frame(self, contrast: Contrast, rows: np.ndarray, blocks: Any, table: ItemTable, n_dropped: int = 0) -> Frame:
         item = self.item or "trial"
@@ -231,16 +300,8 @@ class FormulaDesign(Design):
         self, contrast: Contrast, frame: Frame, data: tuple, exchange: tuple, told: Exchangeability
     ) -> ContrastPlan:
         (reduce, model), (groups, shuffling) = data, exchange
-        fixed = orthonormal(np.eye(groups.max() + 1)[groups]) if len(groups) else np.zeros((0, 0))
-        full = np.hstack([model, fixed])
-        padded = np.hstack([contrast.matrix, np.zeros((contrast.rank, fixed.shape[1]))])
-        part = partition(full, padded) if len(model) else None
-        if part is None:
-            raise InvalidInput(
-                f"contrast '{contrast.name}' cannot be estimated: the model {shortened(self.formula)!r} "
-                f"({model.shape[1]} columns, rank {np.linalg.matrix_rank(model) if len(model) else 0}) does not "
-                "determine it beside the constant of every block of exchange; drop redundant terms."
-            )
+        fixed = orthonormal(np.eye(groups.max() + 1)[groups])
+        part = self._partition(contrast, model, fixed)
         df = len(model) - part.rank
         if df < 1:
             raise InvalidInput(
@@ -251,7 +312,18 @@ class FormulaDesign(Design):
         hypothesis = Hypothesis(part.tested, nuisance[:, :0], nuisance, groups, df, shuffling)
         used = np.unique(reduce.indices)
         return ContrastPlan(
-            used, reduce, hypothesis, part.scale, None, None, None, part.rank, full.shape[1], frame.n_dropped, told
+            used,
+            reduce,
+            hypothesis,
+            part.scale,
+            None,
+            None,
+            None,
+            part.rank,
+            model.shape[1] + fixed.shape[1],
+            frame.n_dropped,
+            told,
+            is_difference=False,
         )
 
     def model_rdm(self, obs: pd.DataFrame, effect: str | None = None) -> np.ndarray:
@@ -297,6 +369,10 @@ def _check_factor(factor: str, formula: str) -> None:
     for node in ast.walk(tree):
         if not isinstance(node, _NODES):
             problem = type(node).__name__
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+            exponent = node.right.value if isinstance(node.right, ast.Constant) else None
+            small = isinstance(exponent, (int, float)) and abs(exponent) <= HIGHEST_POWER
+            problem = problem if small else f"a power above {HIGHEST_POWER}"
         elif isinstance(node, ast.Attribute):
             plain = isinstance(node.value, ast.Name) and node.value.id in _CODINGS and not node.attr.startswith("_")
             problem = problem if plain else f".{node.attr}"

@@ -59,6 +59,8 @@ class ContrastPlan:
     n_dropped : int
         Items left out because they miss a cell.
     exchangeability : Exchangeability
+    is_difference : bool
+        The estimate is a difference of means, so a standardised difference has a meaning.
     """
 
     used: np.ndarray
@@ -72,6 +74,7 @@ class ContrastPlan:
     n_columns: int
     n_dropped: int
     exchangeability: Exchangeability
+    is_difference: bool = True
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ anything is tested. A cell is a combination of the levels that the design compar
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +57,14 @@ class ItemTable:
     def n_rows(self) -> int:
         """Number of item × cell means."""
         return len(self.item_codes)
+
+
+def trials_digest(obs: pd.DataFrame, item: str | None) -> str:
+    """SHA-256 over the items (of this column) and texts of all trials, in any order."""
+    items = obs[item].astype(str) if item is not None else [""] * len(obs)
+    texts = obs["text"].astype(str) if "text" in obs.columns else [""] * len(obs)
+    lines = sorted(f"{item}\x1f{text}" for item, text in zip(items, texts, strict=True))
+    return hashlib.sha256("\x1e".join(lines).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def average_trials(

@@ -47,7 +47,8 @@ def size_columns(table: ItemTable, plan: ContrastPlan, contrast: Contrast) -> di
     f = fit.stat if fit.rank > 1 else fit.stat**2
     columns: dict[str, Any] = {}
     if fit.rank == 1:
-        columns["g"] = tuple(sizes.arrays[f"effect_size{end}"] for end in ("", "_low", "_high"))
+        if plan.is_difference:
+            columns["g"] = tuple(sizes.arrays[f"effect_size{end}"] for end in ("", "_low", "_high"))
         columns |= _side_columns(table, plan, contrast, data)
         columns["r"] = partial_r(fit.stat, fit.df)
     columns["eta2"] = _eta(f, fit)

@@ -8,7 +8,7 @@ import numpy as np
 
 from neurollm.errors import InvalidInput
 from neurollm.glm.result import ContrastResult
-from neurollm.stats.maxima import tied_down
+from neurollm.stats.maxima import share, tied_down
 
 
 def fwer_across_contrasts(results: Mapping[str, ContrastResult]) -> dict[str, np.ndarray]:
@@ -73,17 +73,24 @@ def fwer_across_contrasts(results: Mapping[str, ContrastResult]) -> dict[str, np
     return {name: corrected[name] for name in results}
 
 
+def _sizes(result: ContrastResult) -> np.ndarray:
+    return {"two-sided": np.abs(result.stat), "greater": result.stat, "less": -result.stat}[result.alternative]
+
+
 def _ranks(result: ContrastResult) -> np.ndarray:
     """p of each shuffling's largest statistic among all of them, the observed one included."""
     pool = result.null_max
     if not result.exchange.exhaustive:
-        size = {"two-sided": np.abs(result.stat), "greater": result.stat, "less": -result.stat}[result.alternative]
-        pool = np.append(pool, np.nanmax(size))
-    ordered = np.sort(pool)
-    return (pool.size - np.searchsorted(ordered, tied_down(pool), side="left")) / pool.size
+        pool = np.append(pool, np.nanmax(_sizes(result)))
+    return _reached(np.sort(pool), pool) / pool.size
 
 
 def _joint(result: ContrastResult, smallest: np.ndarray) -> np.ndarray:
-    ordered = np.sort(smallest)
-    reached = np.searchsorted(ordered, result.p_fwer * (1 + 1e-9), side="right") / smallest.size
-    return np.where(np.isnan(result.p_fwer), np.nan, np.maximum(reached, result.p_fwer))
+    """From the shufflings themselves: a fitted tail does not enter."""
+    p = share(_reached(np.sort(result.null_max), _sizes(result)), len(result.null_max), result.exchange.exhaustive)
+    reached = np.searchsorted(np.sort(smallest), p * (1 + 1e-9), side="right") / smallest.size
+    return np.where(np.isnan(result.stat), np.nan, np.maximum(reached, p))
+
+
+def _reached(ordered: np.ndarray, values: np.ndarray) -> np.ndarray:
+    return ordered.size - np.searchsorted(ordered, tied_down(values), side="left")

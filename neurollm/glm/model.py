@@ -10,10 +10,11 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from neurollm.designs import CategoricalDesign, Contrast, ContrastPlan, Design
+from neurollm.designs.table import trials_digest
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm.result import ContrastResult, Exchange
 from neurollm.glm.sizes import effect_sizes
-from neurollm.glm.tails import closed_form_p, smallest_attainable_p
+from neurollm.glm.tails import closed_form_p, robust_p, smallest_attainable_p
 from neurollm.progress import Progress
 from neurollm.stats import adjust, conditions, gpd_tail, permutation_test
 from neurollm.stats.arrays import combine_rows, is_torch, largest_values, take_rows
@@ -79,6 +80,8 @@ class FeatureGLM(BaseEstimator):
     feature_ : ndarray
         Feature ids.
     n_features_in_ : int
+    trials_ : str
+        Digest of the items and texts that were fitted.
 
     Examples
     --------
@@ -148,6 +151,7 @@ class FeatureGLM(BaseEstimator):
         self.parameters_ = self.design_.parameters(self.table_.obs)
         self.design_matrix_ = self.design_.design_matrix(obs)
         self.n_features_in_ = X.shape[1]
+        self.trials_ = trials_digest(obs, self.design_.item)
         return self
 
     def compute_contrast(self, contrast: Any, name: str | None = None, output_type: str | None = None) -> Any:
@@ -287,6 +291,8 @@ class FeatureGLM(BaseEstimator):
         blank = np.where(tested, 0.0, np.nan)
         p, method = closed_form_p(test.data, plan.hypothesis, test.fit, alternative)
         stat_kind, stat, df, se = self._statistic(test)
+        if stat_kind in STATS[1:]:
+            p, method = robust_p(p, stat, df, alternative)
         permuted = self._permuted(test, alternative, stat_kind)
         sizes = effect_sizes(test.data, plan, test.fit, df, se)
         exchange = plan.exchangeability
@@ -322,6 +328,7 @@ class FeatureGLM(BaseEstimator):
             ),
             alternative=alternative,
             transform=self.scale,
+            trials=self.trials_,
             min_active_items=int(self.min_active_items),
             not_tested=reasons,
             warnings=told,
@@ -361,10 +368,13 @@ class FeatureGLM(BaseEstimator):
     def _family_wise(self, stat: np.ndarray, permuted: Any, alternative: str) -> dict[str, np.ndarray]:
         """Corrected p, by the fitted tail where that was asked for."""
         found = {"p_fwer": permuted.p_fwer, "p_step_down": permuted.p_step_down}
-        if self.tail == "gpd" and permuted.n_perm:
+        # A statistic without residual variation is infinite, and no tail can be fitted to infinite maxima.
+        if self.tail == "gpd" and permuted.n_perm and np.isfinite(permuted.null_max).all():
             size = {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[alternative]
-            size = np.where(np.isnan(permuted.p_fwer), np.nan, size)
-            fitted = gpd_tail(permuted.null_max, size, exhaustive=permuted.exhaustive)
+            fitted = gpd_tail(
+                permuted.null_max, np.where(np.isfinite(size), size, np.nan), exhaustive=permuted.exhaustive
+            )
+            fitted = np.where(np.isfinite(size), fitted, permuted.p_fwer)
             found = {"p_fwer": fitted, "p_step_down": np.minimum(fitted, permuted.p_step_down)}
         return found
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 FORMAT = "neurollm.ContrastResult"
 VERSION = 2
 OUTPUT_TYPES = ("z_score", "stat", "p_value", "effect_size", "effect_variance", "effect_size_std", "df")
-_SIZE_NAMES = {"hedges_g": "g", "hedges_g_z": "g", "partial_eta2": "eta2"}
+_SIZE_NAMES = {"hedges_g": "g", "hedges_g_z": "g", "partial_eta2": "eta2", "partial_r": "r"}
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ class ContrastResult:
     se : ndarray
         Standard error that belongs to `stat`; NaN for an F contrast.
     effect_size, effect_size_low, effect_size_high : ndarray
-        Hedges' g with its 95 % noncentral-t interval, or partial η² with its 95 % noncentral-F interval;
-        `effect_size_kind` says which.
+        Hedges' g or (coefficients of a formula) partial r with a 95 % noncentral-t interval, or partial η² with a 95 %
+        noncentral-F interval; `effect_size_kind` says which.
     stat, df : ndarray
         The statistic named by `stat_kind`, and its (residual) degrees of freedom.
     p : ndarray
@@ -85,17 +85,19 @@ class ContrastResult:
         Items in which the feature is active at all.
     valid : ndarray of bool
     stat_kind : {"t", "F", "welch", "hc3"}
-    effect_size_kind : {"hedges_g", "hedges_g_z", "partial_eta2"}
+    effect_size_kind : {"hedges_g", "hedges_g_z", "partial_r", "partial_eta2"}
     df_permuted : int
         Degrees of freedom by which the permuted statistic and ρ belong together (residual, as of the pooled t).
     unit : float
-        Turns a t statistic into a standardised difference, ``g = J · t · unit``; NaN for an F contrast.
+        Turns a t statistic into a standardised difference, ``g = J · t · unit``; NaN for r and η².
     p_method, fdr : str
     n_tests, n_items, n_items_dropped : int
     exchange : Exchange
         What was exchanged, how many shufflings exist and how many were used, and the seed.
     alternative : {"two-sided", "greater", "less"}
     transform : str
+    trials : str
+        Digest of the items and texts of the trials, by which a table is recognised.
     min_active_items : int
     not_tested : dict
         Number of features by reason: ``"not finite"``, ``"constant"``, ``"too few active items"``,
@@ -138,6 +140,7 @@ class ContrastResult:
     exchange: Exchange
     alternative: str
     transform: str
+    trials: str
     min_active_items: int
     not_tested: dict[str, int]
     warnings: tuple[str, ...]
@@ -182,6 +185,7 @@ class ContrastResult:
 
         Compare it with ``|stat|`` for the two-sided alternative, ``stat`` for "greater" and F contrasts, and
         ``-stat`` for "less". Infinite if `alpha` is below the smallest possible p; NaN if nothing was permuted.
+        It comes from the shufflings themselves; a tail fitted to them does not enter.
         """
         if not 0 < alpha < 1:
             raise InvalidInput(f"alpha must lie between 0 and 1, found {alpha!r}.")

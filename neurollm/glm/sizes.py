@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from neurollm.designs import ContrastPlan
-from neurollm.stats import Hypothesis, hedges_g, partial_eta_squared, sign_flip, t_interval
+from neurollm.stats import Hypothesis, hedges_g, partial_eta_squared, partial_r, sign_flip, t_interval
 from neurollm.stats.arrays import combine_rows
 from neurollm.stats.linear import LinearFit, linear_fit
 
@@ -52,6 +52,8 @@ def effect_sizes(data: Any, plan: ContrastPlan, fit: LinearFit, df: Any, se: np.
         interval = t_interval(effect, np.sqrt(scores.residual / (n - 1) / n), n - 1)
         return _named(effect, interval, pooled, hedges_g(scores.stat, n - 1, n**-0.5), "hedges_g_z", n**-0.5)
     se = pooled if se is None else se
+    if not plan.is_difference:
+        return _named(effect, t_interval(effect, se, df), se, partial_r(fit.stat, fit.df), "partial_r", float("nan"))
     between = plan.exchangeability.kind == "whole_item"
     size = hedges_g(fit.stat, fit.df, plan.scale)
     return _named(effect, t_interval(effect, se, df), se, size, "hedges_g" if between else "hedges_g_z", plan.scale)

@@ -11,6 +11,8 @@ The first that applies:
                   labels within items                                      skewed features in unequal groups
 ``beta``          several degrees of freedom; between items not below      below 1; within items up to 1.6 at
                   the Bonferroni p of one level against the rest           1e-4
+``robust``        Welch and HC3: the larger of the t distribution's with the  as the better of the two
+                  statistic's own df and `saddlepoint` or `pearson3`
 ``t``, ``F``      signs flipped on residuals; labels of several factors    parametric
 ================  =======================================================  ====================================
 
@@ -33,6 +35,7 @@ from neurollm.stats.linear import LinearFit
 from neurollm.stats.parametric import f_to_z, t_to_z
 from neurollm.stats.two_groups import two_group_p
 
+_MOST_LEVELS = 12  # each is compared with the rest
 _ROUNDING = 1e-10  # share of a feature's largest value
 
 
@@ -57,7 +60,7 @@ def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: s
     if _exchanges_rows(hypothesis) and not (hypothesis.nuisance.shape[1] or hypothesis.rest.shape[1]):
         mean, variance = moments.quadratic_moments(hypothesis.tested, Y, _blocks(hypothesis))
         p = moments.beta_p(fit.rho**2, mean, variance, _floor(hypothesis))
-        if hypothesis.shuffling.kind == "whole_item" and _one_block(hypothesis):
+        if hypothesis.shuffling.kind == "whole_item" and _one_block(hypothesis) and hypothesis.rank < _MOST_LEVELS:
             p = np.maximum(p, _one_against_the_rest(Y, np.array(hypothesis.shuffling.codes), fit.norm))
         return p, "beta"
     return f_to_z(fit.stat, hypothesis.rank, fit.df)[1], "F"
@@ -168,10 +171,22 @@ def _one_against_the_rest(Y: Any, codes: np.ndarray, norm: np.ndarray) -> np.nda
     return np.minimum(1, len(levels) * smallest)
 
 
+def robust_p(p: np.ndarray, stat: np.ndarray, df: np.ndarray, alternative: str) -> tuple[np.ndarray, str]:
+    """p of a statistic with its own standard error: not below its t distribution's, nor below `p` of the pooled one.
+
+    The first is wrong for sparse features, the second for groups of unequal variance; the larger errs in neither case.
+    """
+    return np.maximum(p, _t_tail(stat, df, alternative)), "robust"
+
+
 def _by_t(fit: LinearFit, alternative: str) -> tuple[np.ndarray, str]:
-    upper, lower = t_to_z(fit.stat, fit.df)[1], t_to_z(-fit.stat, fit.df)[1]
+    return _t_tail(fit.stat, fit.df, alternative), "t"
+
+
+def _t_tail(stat: np.ndarray, df: np.ndarray | float, alternative: str) -> np.ndarray:
+    upper, lower = t_to_z(stat, df)[1], t_to_z(-stat, df)[1]
     two_sided = np.minimum(1, 2 * np.minimum(upper, lower))
-    return {"greater": upper, "less": lower, "two-sided": two_sided}[alternative], "t"
+    return {"greater": upper, "less": lower, "two-sided": two_sided}[alternative]
 
 
 def _exchanges_rows(hypothesis: Hypothesis) -> bool:

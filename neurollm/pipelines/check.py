@@ -104,8 +104,8 @@ def _sensitivity(study: Study, contrast: Contrast, plan: ContrastPlan) -> str:
     """
     from neurollm.reporting.sensitivity import LARGEST, POWER, bonferroni, detectable
 
-    if contrast.rank > 1:
-        return "smallest detectable effect: given for t contrasts only"
+    if contrast.rank > 1 or not plan.is_difference:
+        return "smallest detectable effect: given for differences of conditions only"
     n_features, glm, exchange = study.dictionary.n_features, study.pipeline.analyses.glm, plan.exchangeability
     df = plan.hypothesis.df
     # With several rows per item the standardised size is that of the items' scores, see `neurollm.glm`.

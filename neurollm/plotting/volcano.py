@@ -20,6 +20,7 @@ SMALLEST = 1e-300
 _SIZES = {
     "hedges_g_z": "Hedges’ g of paired differences",
     "hedges_g": "Hedges’ g",
+    "partial_r": "partial r",
     "partial_eta2": "partial η²",
 }
 

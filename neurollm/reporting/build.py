@@ -183,6 +183,7 @@ def _about(result: ContrastResult) -> dict[str, str]:
     sizes = {
         "hedges_g_z": "Hedges’ g_z of the paired differences",
         "hedges_g": "Hedges’ g",
+        "partial_r": "partial r",
         "partial_eta2": "partial η²",
     }
     statistics = {"welch": "Welch’s t", "hc3": "t with HC3 standard errors", "F": "F", "t": "t"}

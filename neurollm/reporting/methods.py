@@ -36,6 +36,7 @@ _SIZES = {
     "confidence intervals from the noncentral t distribution (Hedges, 1981)",
     "hedges_g": "Hedges’ g (the effect over the pooled residual standard deviation, small-sample corrected) with "
     "95% confidence intervals from the noncentral t distribution (Hedges, 1981)",
+    "partial_r": "partial correlations with 95% confidence intervals from the noncentral t distribution",
     "partial_eta2": "partial η² with 95% confidence intervals from the noncentral F distribution (Steiger, 2004)",
 }
 _TRANSFORMS = {"log1p": "log(1 + x)", "binary": "active or not", "rank": "ranks"}

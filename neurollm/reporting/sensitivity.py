@@ -35,8 +35,8 @@ def sensitivity(result: ContrastResult, alpha: float) -> str:
     """One sentence: the smallest effect that the test of a contrast would have found, at the threshold it used."""
     if not result.n_tests:
         return ""
-    if result.is_f:
-        return "The smallest detectable effect is given for t contrasts only."
+    if math.isnan(result.unit):
+        return "The smallest detectable effect is given for differences of conditions only."
     critical, df = result.critical_value(alpha), float(np.median(result.df[result.valid]))
     how = f"critical value {decimal(critical)}"
     if not result.exchange.n_perm:

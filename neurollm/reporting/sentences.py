@@ -32,6 +32,8 @@ P_METHODS = {
     "beta": "the beta distribution with the exact mean and variance of the permutation distribution",
     "saddlepoint": "the permutation distribution itself, exact for few active items and by a saddlepoint approximation "
     "for more",
+    "robust": "the larger of the t distribution with the degrees of freedom of the statistic and the permutation "
+    "distribution of the pooled one",
     "t": "the t distribution",
     "F": "the F distribution",
 }

@@ -1,16 +1,17 @@
 """What a trial is about: its item and its text, in a form in which the same content is found again.
 
-Two trials have the same content if their items have the same name or their texts are the same after Unicode NFKC,
-case folding and collapsed white space. Names of items are compared as text, in the same form, whatever their column
-is called and whether a table reader took them for numbers.
+Two trials have the same content if their items have the same name or their texts are the same after Unicode NFKC
+and case folding, with single spaces, without punctuation and characters that are not seen. Names of items are
+compared in the same form but with their punctuation, whatever their column is called and whether a table reader took
+them for numbers.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
 import unicodedata
 from collections.abc import Iterable
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,22 +27,44 @@ TEXT = "text"
 
 
 def normalised(text: object) -> str:
-    """The form in which texts and names of items are compared.
+    """The form in which names of items are compared.
 
     Examples
     --------
     >>> normalised("  The \\u210cOUSE\\tfell. ")
     'the house fell.'
-    >>> normalised(7.0) == normalised("7")
+    >>> normalised(7.0) == normalised("7") == normalised("+7e0")
     True
     """
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", str(text)).casefold())
-    return re.sub(r"^(-?\d+)\.0+$", r"\1", " ".join(folded.split()))
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else str(text)
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = "".join(" " if mark.isspace() else mark for mark in folded if mark.isspace() or not _unseen(mark))
+    plain = " ".join(folded.split())
+    try:
+        number = Decimal(plain)
+    except InvalidOperation:
+        return plain
+    short = number.is_finite() and abs(number.adjusted()) < 30  # not "1e999999999" written out
+    return format(number.normalize(), "f") if short else plain
+
+
+def _unseen(mark: str) -> bool:
+    """Control and format characters, variation selectors."""
+    unseen = unicodedata.category(mark) in ("Cc", "Cf", "Cs", "Co", "Cn")
+    return unseen or "VARIATION SELECTOR" in unicodedata.name(mark, "")
 
 
 def text_hash(text: object) -> str:
-    """SHA-256 of a normalised text, as 64 hex digits."""
-    return hashlib.sha256(normalised(text).encode("utf-8", "surrogatepass")).hexdigest()
+    """SHA-256 of a normalised text without its punctuation, as 64 hex digits.
+
+    Examples
+    --------
+    >>> text_hash("\u201cIt\u2019s over.\u201d") == text_hash("it's over")
+    True
+    """
+    whole = normalised(text)
+    words = " ".join("".join(mark for mark in whole if unicodedata.category(mark)[0] != "P").split())
+    return hashlib.sha256((words or whole).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def item_keys(obs: pd.DataFrame, item: str) -> np.ndarray:

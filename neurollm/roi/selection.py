@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurollm.designs import Design
+from neurollm.designs.table import trials_digest
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm import ContrastResult, FeatureGLM
 from neurollm.roi.contents import item_keys, text_keys, trials
@@ -160,10 +161,10 @@ def _items(result: ContrastResult, obs: pd.DataFrame) -> tuple[str | None, tuple
     text_keys(obs)
     item = None if unit == "trial" and "trial" not in obs else unit
     labels = () if item is None else tuple(sorted(set(item_keys(obs, item))))
-    found, needed = len(obs) if item is None else len(labels), result.n_items + result.n_items_dropped
-    if found < needed:
+    if trials_digest(obs, item) != result.trials:
         raise DataMismatch(
-            f"select_roi: contrast '{result.name}' was computed from {needed} {unit}s, but the trial table has "
-            f"{found}; give the whole table that was fitted, because all of it counts as used."
+            f"select_roi: the trial table ({len(obs)} trials) is not the one that contrast '{result.name}' was "
+            f"computed from ({result.n_items + result.n_items_dropped} {unit}s); give the whole table that was fitted, "
+            "because all of it counts as used."
         )
     return item, labels

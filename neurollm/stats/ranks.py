@@ -40,7 +40,7 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1) -> Any:
     Returns
     -------
     CSC for sparse input, a tensor for torch, else ndarray
-        Float64; a column with a NaN becomes NaN.
+        Float64; a column with a value that is not finite becomes NaN.
 
     Examples
     --------
@@ -64,6 +64,7 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1) -> Any:
 
 
 def _ranked(block: np.ndarray, kind: Kind, rows_per_item: int) -> np.ndarray:
+    block = np.where(np.isfinite(block), block, np.nan)
     if kind == "within_item":
         cube = block.reshape(-1, rows_per_item, block.shape[1])
         return (rankdata(cube, axis=1, nan_policy="propagate") - (rows_per_item + 1) / 2).reshape(block.shape)

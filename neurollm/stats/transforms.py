@@ -18,7 +18,7 @@ def _log1p(values: np.ndarray) -> np.ndarray:
 
 
 def _binary(values: np.ndarray) -> np.ndarray:
-    return np.where(np.isnan(values), np.nan, values != 0)
+    return np.where(np.isfinite(values), values != 0, np.nan)
 
 
 # "rank" ranks the rows of the item table (`neurollm.stats.ranks`) and leaves single trials as they are.

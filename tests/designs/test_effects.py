@@ -181,12 +181,43 @@ def test_formulas_equal_statsmodels_between_and_within():
     assert stat == pytest.approx(float(theirs.fvalue)) and plan.hypothesis.rank == 2
     plan, stat, _ = fitted(design, obs, "x - z", y)
     assert stat == pytest.approx(fit.t_test("x - z").tvalue.item())
+
+
+def test_a_formula_within_items_tests_one_score_per_item():
     obs = crossed(12, {"e": list("xy"), "t": ["1", "2", "3"]}).iloc[2:]
-    y = RNG.lognormal(size=len(obs))
+    y = RNG.lognormal(size=len(obs)) + obs["item"].str[1:].astype(int).to_numpy()
     fit = smf.ols("y ~ e * n_words + C(item)", obs.assign(y=y)).fit()
-    plan, stat, _ = fitted(FormulaDesign("e * n_words", template="t"), obs, "e:n_words", y)
-    assert stat == pytest.approx(fit.tvalues["e[T.y]:n_words"]) and plan.hypothesis.df == fit.df_resid
-    assert "inside each of the 12 items" in plan.exchangeability.sentence
+    term = "e[T.y]:n_words"
+    plan, stat, effect = fitted(FormulaDesign("e * n_words", template="t"), obs, "e:n_words", y)
+    assert effect == pytest.approx(fit.params[term])  # the estimate is that of ordinary least squares
+    model = fit.model.exog
+    column = model[:, fit.model.exog_names.index(term)]
+    others = np.delete(model, fit.model.exog_names.index(term), axis=1)
+    rest = column - others @ np.linalg.lstsq(others, column)[0]
+    residual = y - others @ np.linalg.lstsq(others, y)[0]  # under the null hypothesis
+    scores = pd.Series(rest * residual).groupby(obs["item"].to_numpy()).sum()
+    n = len(scores)
+    assert stat == pytest.approx(scores.mean() / (scores.std(ddof=1) / np.sqrt(n))) and plan.hypothesis.df == n - 1
+    assert plan.exchangeability.kind == "sign_flip" and plan.exchangeability.n_possible == 2**12
+    with pytest.raises(InvalidInput, match="one column at a time"):
+        three = crossed(12, {"e": list("xyz")})
+        FormulaDesign("e").exchangeability(three)
+
+
+def test_a_formula_and_cells_agree_within_items():
+    obs = crossed(12, FORMALITY | EMOTION)
+    y = RNG.lognormal(size=len(obs)) + obs["item"].str[1:].astype(int).to_numpy()
+    cells = fitted(FactorialDesign(FORMALITY | EMOTION), obs, "formality", y)
+    formula = fitted(FormulaDesign("formality + emotion"), obs, "formality[T.formal]", y)
+    assert formula[1:] == pytest.approx(cells[1:]) and formula[0].exchangeability.n_possible == 2**12
+
+
+def test_a_slope_between_items_is_that_of_the_average_condition_whatever_is_missing():
+    obs = crossed(30, {"e": list("xy")}).assign(n_words=lambda t: t["item"].str[1:].astype(int) % 7)
+    y = (np.where(obs["e"] == "y", 0.3, 0) * obs["n_words"] + 0.01 * RNG.normal(size=len(obs))).to_numpy()
+    for start in range(4):
+        effect = fitted(FormulaDesign("e * n_words"), obs[start:], "n_words", y[start:])[2]
+        assert effect == pytest.approx(0.15, abs=0.02)
 
 
 def test_the_matrix_is_never_perturbed():
@@ -237,6 +268,10 @@ def test_designs_survive_a_file(design, contrasts, tmp_path):
         (lambda: FormulaDesign("log(x.__class__)"), "more than columns"),
         (lambda: FormulaDesign("{[q for q in x]}"), "more than columns"),
         (lambda: FormulaDesign("{(lambda: 1)()}"), "more than columns"),
+        (lambda: FormulaDesign("x + {x + 9**9**8}"), "too many interactions"),
+        (lambda: FormulaDesign("{x**(9 - 1)}"), "a power above 5"),
+        (lambda: FormulaDesign("(a + b + c)**99"), "too many interactions"),
+        (lambda: FormulaDesign("*".join("abcdefghijkl")), "too many interactions"),
     ],
 )
 def test_designs_that_make_no_sense_are_refused(make, words):
@@ -277,6 +312,27 @@ def test_data_that_do_not_fit_are_refused(design, obs, contrast, words):
     with pytest.raises(InvalidInput) as caught:
         design.exchangeability(obs, contrast)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_cells_need_names_of_their_own():
+    obs = crossed(6, {"a": ["x", "x:y"], "b": ["z", "y:z"]})
+    with pytest.raises(InvalidInput, match="two cells would be called 'x:y:z'"):
+        FactorialDesign(["a", "b"]).effects(obs)["a"]
+
+
+def test_a_level_called_others_is_a_level():
+    obs = crossed(6, {"e": ["joy", "others", "rage"]})
+    design = DiscriminativeDesign("e", "joy")
+    assert design.contrast("joy - others", obs).weights == ((1.0, -1.0, 0.0),)
+    assert design.contrast("joy", obs).weights == ((1.0, -0.5, -0.5),)
+
+
+def test_a_covariate_with_a_large_offset_counts():
+    obs = crossed(20, {}, {"g": list("uv")}).assign(n_words=lambda t: RNG.random(len(t)) * 1e9)
+    y, design = RNG.normal(size=20), CategoricalDesign("g", covariates=["n_words"])
+    shifted = obs.assign(n_words=obs["n_words"] + 1.7e18)
+    plain, moved = fitted(design, obs, "u - v", y), fitted(design, shifted, "u - v", y)
+    assert moved[1] == pytest.approx(plain[1], rel=1e-4) and moved[0].hypothesis.df == plain[0].hypothesis.df == 17
 
 
 def test_a_factor_that_varies_in_few_items_is_refused():

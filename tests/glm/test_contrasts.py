@@ -214,6 +214,9 @@ def test_family_wise_error_across_contrasts_against_brute_force():
         expected = [(smallest <= p * (1 + 1e-9)).mean() for p in result.p_fwer]
         np.testing.assert_allclose(joint[name], np.maximum(expected, result.p_fwer), atol=1e-12)
         assert (joint[name] <= np.minimum(1, 3 * result.p_fwer + 3 / 701)).all()
+    tails = FeatureGLM(FactorialDesign(A | B), n_perm=700, tail="gpd").fit(X, obs).compute_contrasts()
+    for name, p in fwer_across_contrasts(tails).items():
+        np.testing.assert_array_equal(p, joint[name])  # a fitted tail does not enter
     between = FeatureGLM(FactorialDesign(["g", "emotion"]), n_perm=700)
     X, obs = crossed(24, B, {"g": list("uv")})
     results = between.fit(X, obs).compute_contrasts()
@@ -227,6 +230,9 @@ def test_a_fitted_tail_reaches_below_the_number_of_permutations():
     few = FeatureGLM(CategoricalDesign("emotion"), n_perm=999).fit(X, obs).compute_contrast("sad - glad")
     tail = FeatureGLM(CategoricalDesign("emotion"), n_perm=999, tail="gpd").fit(X, obs).compute_contrast("sad - glad")
     assert few.p_fwer[0] == 1 / 1000 and 0 < tail.p_fwer[0] < 1 / 1000
+    binary = (np.random.default_rng(0).random((16, 300)) < 0.5).astype(float)
+    perfect = FeatureGLM(n_perm=300, tail="gpd").fit(binary, np.repeat(["a", "b"], 8)).compute_contrast("a - b")
+    assert np.nanmin(perfect.p_fwer) > 0  # infinite maxima: no tail is fitted
     likely = few.p_fwer > 0.1
     np.testing.assert_array_equal(tail.p_fwer[likely], few.p_fwer[likely])
     assert (tail.p_step_down <= tail.p_fwer).all()
@@ -311,6 +317,9 @@ def test_robust_standard_errors_of_groups(kind):
         fit = smf.ols("y ~ 0 + C(g)", obs.assign(y=X[:, v])).fit(cov_type="HC3")
         if kind == "hc3":
             assert result.stat[v] == pytest.approx(fit.t_test([1, -1]).tvalue.item())
+    unequal = np.random.default_rng(0).normal(size=(30, 2000)) * np.repeat([3, 1], [5, 25])[:, None]
+    null = FeatureGLM(stat=kind, n_perm=0).fit(unequal, np.repeat(["a", "b"], [5, 25])).compute_contrast("a - b")
+    assert null.p_method == "robust" and (null.p < 0.05).mean() < 0.1  # .26 if p were that of the pooled t
     assert result.stat_kind == kind and np.isfinite(result.effect_low).all()
     for alpha in (0.05, 0.5):
         np.testing.assert_array_equal(np.abs(result.stat) > result.critical_value(alpha), result.p_fwer <= alpha)
@@ -332,3 +341,21 @@ def test_p_does_not_depend_on_where_the_resting_value_lies():
         p = glm.fit(shifted, obs).compute_contrast("u - v").p
         alive = ~np.isnan(zero)
         np.testing.assert_allclose(p[alive], zero[alive], rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["raw", "binary", "rank"])
+def test_infinite_activations_are_not_tested_on_any_scale(scale):
+    X, obs = crossed(20, {}, {"g": list("uv")})
+    X[0, 0], X[1, 1] = np.inf, -np.inf
+    for values in (X, sparse.csr_array(X)):
+        result = FeatureGLM(CategoricalDesign("g"), n_perm=20, scale=scale).fit(values, obs).compute_contrast("u - v")
+        assert not result.valid[:2].any() and result.not_tested["not finite"] == 2
+
+
+def test_coefficients_between_items_have_partial_correlations():
+    X, obs = crossed(30, {}, {"g": list("uv")})
+    result = FeatureGLM(FormulaDesign("n_words + g"), n_perm=50).fit(X, obs).compute_contrast("n_words")
+    other = FeatureGLM(FormulaDesign("n_words + g"), n_perm=50).fit(X, obs.assign(n_words=obs["n_words"] * 100))
+    assert result.effect_size_kind == "partial_r" and "r_low" in result.to_frame()
+    np.testing.assert_allclose(result.effect_size, result.stat / np.sqrt(result.stat**2 + result.df))
+    np.testing.assert_allclose(other.compute_contrast("n_words").effect_size, result.effect_size)

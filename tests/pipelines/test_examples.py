@@ -74,7 +74,7 @@ def test_an_f_contrast_counts_features_in_the_controls(examples):
     design.write_text(f"{design.read_text()}contrasts: {json.dumps({'anywhere': rows})}\n")
     _change(examples / "register_by_emotion.yaml", controls=["token_embeddings"])
     told = check_pipeline(examples / "register_by_emotion.yaml")
-    assert "F contrast with 2 degrees of freedom" in told and "given for t contrasts only" in told
+    assert "F contrast with 2 degrees of freedom" in told and "given for differences of conditions only" in told
     run = run_pipeline(examples / "register_by_emotion.yaml", verbose=0)
     assert _result(run.folder, "anywhere").is_f and _smallest_p(run.folder, "anywhere") < 0.05
     for row in _controls(run.folder, "anywhere"):

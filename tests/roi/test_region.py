@@ -96,7 +96,10 @@ def test_selection_needs_the_texts_and_the_whole_table():
         localize(DESIGN, "won - lost", X, obs.drop(columns="text"), name="x", n_features=2)
     with pytest.raises(InvalidInput, match="column 'text' is empty in 1 trials"):
         select_roi(result, obs.assign(text=[None, *obs["text"][1:]]), "x", n_features=2)
-    with pytest.raises(DataMismatch, match="from 20 items, but the trial table has 10; give the whole table"):
+    with pytest.raises(
+        DataMismatch,
+        match=r"20 trials\) is not the one that contrast 'won - lost' was computed from \(20 items\); give",
+    ):
         select_roi(result, obs[:20], "x", n_features=2)
     with pytest.raises(InvalidInput, match="has no p_fwer"):
         select_roi(fitted(X, obs, n_perm=0), obs, "x", alpha=0.05)
@@ -265,3 +268,30 @@ def test_everything_is_exported():
     assert all(hasattr(regions, name) for name in regions.__all__)
     with pytest.raises(AttributeError):
         _ = regions.nothing
+
+
+@pytest.mark.parametrize(
+    "same",
+    [
+        "it\u200b's over", "it\ufeff's over.", "It\u2019s over", "\u201cit's over\u201d", "it's\u00ad over!", "it's over\x00",
+        b"it's over", "it's\ufe0f over",
+    ],
+)  # fmt: skip
+def test_texts_that_look_alike_are_the_same_text(same):
+    assert text_hash(same) == text_hash("it's over") != text_hash("it's all over")
+
+
+@pytest.mark.parametrize("same", ["7.000000e+00", "+7", "7.", 7.0, "07", "7\u200b"])
+def test_numbers_of_items_are_the_same_however_written(same):
+    assert normalised(same) == "7" != normalised("7.5") == normalised("7.50")
+
+
+def test_part_of_the_trials_is_not_the_table_that_was_fitted():
+    X, obs = trials()
+    X, obs = np.vstack([X, X]), pd.concat([obs, obs.assign(text=obs["text"] + " Again")], ignore_index=True)
+    result = fitted(X, obs)
+    with pytest.raises(DataMismatch, match="is not the one"):
+        select_roi(result, obs[:40], "roi", n_features=3)  # every item, but half of the wordings
+    with pytest.raises(DataMismatch, match="is not the one"):
+        select_roi(result, obs.assign(text=[f"other {i}" for i in range(len(obs))]), "roi", n_features=3)
+    assert select_roi(result, obs.sample(frac=1, random_state=0), "roi", n_features=3).feature
