@@ -5,8 +5,8 @@ the ratio to neurollm and the peak memory of neurollm (as Python and numpy alloc
 
 * the bare product: ``rows @ Y`` in float32 with numpy, as many operations as the test has, on all
   cores; and the same with the largest absolute value of every row.
-* nilearn's `permuted_ols` and MNE's `permutation_t_test` (sign flips only), both on dense float64. They are
-  measured with fewer permutations and scaled along the line through two numbers of them.
+* nilearn's `permuted_ols`, MNE's `permutation_t_test` (sign flips only) and the statistics of MNE's cluster tests,
+  all on dense float64. They are measured with fewer permutations and scaled along the line through two numbers of them.
 
 Every time is the best of several. Quiet cores are needed for ratios that mean something.
 
@@ -64,7 +64,8 @@ def main() -> None:
         for stored, Y in {"dense float32": dense, "5 %-dense CSR": scattered}.items():
             seconds[stored] = ours(Y, hypothesis, f"neurollm, {stored}", bare, options)
         compare("nilearn permuted_ols", nilearn(dense, codes, name, options.n_jobs), seconds, options)
-        compare("MNE permutation_t_test", mne(dense, name, options.n_jobs), seconds, options)
+        compare("MNE permutation_t_test", mne(dense, name, options.n_jobs), seconds, options, factor=5)
+        compare("MNE permutation_cluster kernel", mne_clusters(dense, codes, name), seconds, options)
 
 
 def best(run: Callable[[], object], options: argparse.Namespace) -> float:
@@ -105,17 +106,18 @@ def product(Y: np.ndarray, n_perm: int, extreme: bool) -> None:
             np.maximum(found.max(axis=1), -found.min(axis=1))
 
 
-def compare(name: str, run: Callable[[int], object] | str, seconds: dict[str, float], options) -> None:
-    """Print the time of another package, or why there is none."""
+def compare(name: str, run: Callable[[int], object] | str, seconds: dict[str, float], options, factor: int = 1) -> None:
+    """Print the time of another package, or why there is none; `factor` times as many permutations for a fast one."""
     if isinstance(run, str) or not options.others:
         print(f"  {name:44s} {run if isinstance(run, str) else 'left out'}")
         return
-    low = options.others // 5
+    high = min(factor * options.others, options.n_perm)
+    low = high // 5
     run(low)  # imports and the start of processes are not counted
-    few, some = (best(lambda n=n: run(n), options) for n in (low, options.others))
-    total = some + (some - few) / (options.others - low) * (options.n_perm - options.others)
+    few, some = (best(lambda n=n: run(n), options) for n in (low, high))
+    total = some + (some - few) / (high - low) * (options.n_perm - high)
     ratios = ", ".join(f"{total / own:.0f} × neurollm ({stored})" for stored, own in seconds.items())
-    print(f"  {name:44s} {total:8.2f} s   {ratios}; scaled from {options.others} permutations", flush=True)
+    print(f"  {name:44s} {total:8.2f} s   {ratios}; scaled from {high:,} permutations", flush=True)
 
 
 def nilearn(Y: np.ndarray, codes: np.ndarray, design: str, n_jobs: int) -> Callable[[int], object] | str:
@@ -140,6 +142,21 @@ def mne(Y: np.ndarray, design: str, n_jobs: int) -> Callable[[int], object] | st
         return "has no test of single features between groups"
     data = Y.astype(float)
     return lambda n_perm: permutation_t_test(data, n_permutations=n_perm, n_jobs=n_jobs, verbose=False)
+
+
+def mne_clusters(Y: np.ndarray, codes: np.ndarray, design: str) -> Callable[[int], object] | str:
+    """The statistics of MNE's cluster tests; no point reaches the threshold, so that no time goes into clusters."""
+    try:
+        from mne.stats import permutation_cluster_1samp_test, permutation_cluster_test
+    except ImportError:
+        return "not installed"
+    data = Y.astype(float)
+    options = {"threshold": 1e6, "adjacency": False, "tail": 0, "out_type": "mask", "verbose": "ERROR"}
+    if design == "sign flips":
+        return lambda n_perm: permutation_cluster_1samp_test(data, n_permutations=n_perm, **options)
+    groups = [data[codes == 1], data[codes == 0]]
+    options |= {"tail": 1}
+    return lambda n_perm: permutation_cluster_test(groups, n_permutations=n_perm, **options)
 
 
 if __name__ == "__main__":

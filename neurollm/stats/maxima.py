@@ -39,7 +39,7 @@ class PermutationResult:
     p_permutation : ndarray, shape (V,), or None
         Uncorrected; only if asked for.
     null_max : ndarray, shape (n_perm,)
-        Largest statistic over features in each arrangement: t in the direction of the alternative, or F.
+        Largest statistic over features in each arrangement: t in the direction of the alternative, or F. To 26 bits.
         Empty when no feature is tested.
     n_perm : int
         Arrangements used.
@@ -172,8 +172,17 @@ class StepDown:
         n_perm = self.largest.size
         single, down = self.p_values(exhaustive)
         uncorrected = None if counts is None else spread(share(counts, n_perm, exhaustive))
-        null_max = null_max if tested.any() else np.empty(0)
+        null_max = _short(null_max) if tested.any() else np.empty(0)
         return PermutationResult(spread(r), spread(single), spread(down), uncorrected, null_max, n_perm, exhaustive)
+
+
+def _short(values: np.ndarray) -> np.ndarray:
+    """Rounded to 26 bits, far inside the width of a tie.
+
+    The last bits of a product differ between runs, with the place of the data in memory; saved results should not.
+    """
+    mantissa, exponent = np.frexp(values)
+    return np.ldexp(np.round(np.ldexp(mantissa, 26)), exponent - 26)
 
 
 def _reached(maxima: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
