@@ -20,7 +20,9 @@ import numpy as np
 
 from neurollm.designs.base import Design
 from neurollm.designs.contrast import Contrast
+from neurollm.designs.effects import plan_effect
 from neurollm.designs.planning import (
+    MIN_COMPLETE_SHARE,
     Between,
     ContrastPlan,
     Frame,
@@ -31,14 +33,12 @@ from neurollm.designs.planning import (
     joined,
     plan,
 )
-from neurollm.designs.table import ItemTable
+from neurollm.designs.table import ItemTable, rows_by_item
 from neurollm.errors import InvalidInput
 from neurollm.validation import listed
 
 if TYPE_CHECKING:
     import pandas as pd
-
-MIN_COMPLETE_SHARE = 0.5  # with fewer complete items the design is mixed, not incomplete
 
 
 class CellDesign(Design):
@@ -124,8 +124,6 @@ class CellDesign(Design):
             Conditions vary within some items and between others, a cell is empty, or too few items remain.
         """
         if contrast.factors and len(self.variables) > 1:
-            from neurollm.designs.effects import plan_effect
-
             return plan_effect(self, table, contrast)
         return self._plan_cells(table, contrast)
 
@@ -214,14 +212,6 @@ def _effect_text(matrix: np.ndarray, levels: dict[str, tuple[str, ...]], factors
             else f"{levels[factors[0]][0]} - {levels[factors[0]][-1]}"
         ]
     return [f"all {len(matrix)} differences of {' × '.join(factors)}"]
-
-
-def rows_by_item(table: ItemTable, cells: np.ndarray) -> np.ndarray:
-    """Row of the table for each item and each of these cells; −1 where the item has none."""
-    used = np.isin(table.cell_codes, cells)
-    at = np.full((len(table.items), cells.size), -1)
-    at[table.item_codes[used], np.searchsorted(cells, table.cell_codes[used])] = np.flatnonzero(used)
-    return at
 
 
 def squared_distances(codes: np.ndarray) -> np.ndarray:

@@ -14,21 +14,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from neurollm.designs.contrast import Contrast
-from neurollm.designs.planning import Between, ContrastPlan, Inside, centring, differences, joined, plan
-from neurollm.designs.table import ItemTable
+from neurollm.designs.planning import (
+    MIN_COMPLETE_SHARE,
+    Between,
+    ContrastPlan,
+    Inside,
+    centring,
+    differences,
+    joined,
+    plan,
+)
+from neurollm.designs.table import ItemTable, rows_by_item
 from neurollm.errors import InvalidInput
 from neurollm.validation import listed
 
 if TYPE_CHECKING:
     from neurollm.designs.cells import CellDesign
 
-MIN_VARYING_SHARE = 0.5  # of items in which a factor must vary to count as varying within items
-
 
 def plan_effect(design: CellDesign, table: ItemTable, contrast: Contrast) -> ContrastPlan:
     """Test the main effect or interaction `contrast.factors`."""
-    from neurollm.designs.cells import rows_by_item
-
     levels = design.levels(table.obs)
     names = design.variables
     shape = tuple(len(levels[name]) for name in names)
@@ -42,7 +47,7 @@ def plan_effect(design: CellDesign, table: ItemTable, contrast: Contrast) -> Con
     rows = at[np.arange(len(at)), group]
     complete = (rows >= 0).all(axis=1)
     present = np.bincount(group[complete], minlength=len(grid))
-    if (present == 0).any() or complete.mean() < MIN_VARYING_SHARE:
+    if (present == 0).any() or complete.mean() < MIN_COMPLETE_SHARE:
         empty = next((table.cells[cell] for cell in cells.ravel() if cell not in table.cell_codes), None)
         why = f"no trial belongs to the cell '{empty}'" if empty else "too few items have all cells they need"
         raise InvalidInput(
@@ -61,7 +66,7 @@ def _varies_within(design: CellDesign, table: ItemTable, shape: tuple, name: str
     level = np.unravel_index(table.cell_codes, shape)[design.variables.index(name)]
     pairs = np.unique(np.stack([table.item_codes, level]), axis=1)
     several = np.bincount(pairs[0], minlength=len(table.items)) > 1
-    if several.any() and several.mean() < MIN_VARYING_SHARE:
+    if several.any() and several.mean() < MIN_COMPLETE_SHARE:
         raise InvalidInput(
             f"contrast '{contrast.name}': '{name}' varies within {int(several.sum())} of {several.size} values of "
             f"'{design.item or 'trial'}' and is constant in the others; it must vary in all of them or in none."

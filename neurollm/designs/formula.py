@@ -224,16 +224,18 @@ class FormulaDesign(Design):
 
     def _between(self, table: ItemTable, contrast: Contrast, means: Any, model: np.ndarray) -> ContrastPlan:
         n = len(model)
-        blocks = np.zeros(n, int)
+        blocks = None
         if self.blocks is not None:
             first = np.unique(table.item_codes, return_index=True)[1]
             blocks = np.unique(table.obs[self.blocks].astype(str).to_numpy(str)[first], return_inverse=True)[1]
         codes = np.unique(np.round(model, 12), axis=0, return_inverse=True)[1].ravel()
-        shuffling = shufflings.whole_item(codes, blocks if self.blocks is not None else None)
-        frame = self._frame(contrast, np.arange(n)[:, None], blocks if self.blocks is not None else None, table)
+        shuffling = shufflings.whole_item(codes, blocks)
+        nothing = np.zeros((table.n_rows, 0))  # covariates are columns of the model here
+        frame = Frame(contrast.name, self.item or "trial", np.arange(n)[:, None], nothing, blocks, table.n_rows)
         words = f"{frame.item[0].upper()}{frame.item[1:]}s differ in {contrast.name}"
         told = describe(shuffling, words, frame, residuals=True)
-        return self._finish(contrast, frame, (sparse.csr_array(means), model), (blocks, shuffling), told)
+        groups = np.zeros(n, int) if blocks is None else blocks
+        return self._finish(contrast, frame, (sparse.csr_array(means), model), (groups, shuffling), told)
 
     def _within(self, table: ItemTable, contrast: Contrast, model: np.ndarray) -> ContrastPlan:
         """One score per item: its share of the estimate, from residuals of what is held constant.
@@ -291,10 +293,6 @@ class FormulaDesign(Design):
                 "constant of every block of exchange; drop redundant terms."
             )
         return part
-
-    def _frame(self, contrast: Contrast, rows: np.ndarray, blocks: Any, table: ItemTable, n_dropped: int = 0) -> Frame:
-        item = self.item or "trial"
-        return Frame(contrast.name, item, rows, np.zeros((table.n_rows, 0)), blocks, table.n_rows, n_dropped)
 
     def _finish(
         self, contrast: Contrast, frame: Frame, data: tuple, exchange: tuple, told: Exchangeability

@@ -30,10 +30,13 @@ from scipy import linalg, sparse
 
 from neurollm.designs.base import Exchangeability, counted
 from neurollm.errors import InvalidInput
+from neurollm.stats import shufflings
 from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.partition import orthonormal, partition
 from neurollm.stats.shufflings import Shuffling
 from neurollm.validation import listed
+
+MIN_COMPLETE_SHARE = 0.5  # of items: with fewer the design is mixed, not incomplete
 
 
 @dataclass(frozen=True)
@@ -243,8 +246,6 @@ def _fixed(frame: Frame, inside: Inside, between: Between) -> tuple[np.ndarray, 
 
 
 def _shuffling(frame: Frame, inside: Inside, between: Between, covariates: np.ndarray) -> Shuffling:
-    from neurollm.stats import shufflings
-
     n, size = len(frame.rows), len(inside.weights)
     if between.compares:
         rows = np.hstack([between.groups[:, None], covariates.reshape(n, -1)])

@@ -127,3 +127,11 @@ def filled(table: ItemTable, averages: sparse.csr_array, X: Any, transform: str)
     values = combine_rows(averages, X, TRANSFORMS[transform])
     shares = values if transform == "binary" else combine_rows(averages, X, TRANSFORMS["binary"])
     return ItemTable(**{**vars(table), "values": values, "shares": shares})
+
+
+def rows_by_item(table: ItemTable, cells: np.ndarray) -> np.ndarray:
+    """Row of the table for each item and each of these cells; −1 where the item has none."""
+    used = np.isin(table.cell_codes, cells)
+    at = np.full((len(table.items), cells.size), -1)
+    at[table.item_codes[used], np.searchsorted(cells, table.cell_codes[used])] = np.flatnonzero(used)
+    return at

@@ -19,7 +19,7 @@ from neurollm.stats.crossed import crossed_anova
 from neurollm.stats.paired import hedges_g_av
 from neurollm.stats.rates import paired_rate_difference, rate_difference
 from neurollm.stats.transforms import TRANSFORMS
-from neurollm.stats.variance_explained import partial_omega_squared, partial_r
+from neurollm.stats.variance_explained import partial_eta_squared, partial_omega_squared, partial_r
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -51,7 +51,7 @@ def size_columns(table: ItemTable, plan: ContrastPlan, contrast: Contrast) -> di
             columns["g"] = tuple(sizes.arrays[f"effect_size{end}"] for end in ("", "_low", "_high"))
         columns |= _side_columns(table, plan, contrast, data)
         columns["r"] = partial_r(fit.stat, fit.df)
-    columns["eta2"] = _eta(f, fit)
+    columns["eta2"] = partial_eta_squared(f, fit.rank, fit.df)
     out = {
         f"{name}{end}": values
         for name, triple in columns.items()
@@ -60,12 +60,6 @@ def size_columns(table: ItemTable, plan: ContrastPlan, contrast: Contrast) -> di
     out["omega2"] = partial_omega_squared(f, fit.rank, fit.df)
     blank = np.where(fit.norm > 0, 0.0, np.nan)
     return {name: values + blank for name, values in out.items()}
-
-
-def _eta(f: np.ndarray, fit: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    from neurollm.stats import partial_eta_squared
-
-    return partial_eta_squared(f, fit.rank, fit.df)
 
 
 def _side_columns(table: ItemTable, plan: ContrastPlan, contrast: Contrast, data: Any) -> dict[str, tuple]:

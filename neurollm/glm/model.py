@@ -230,7 +230,8 @@ class FeatureGLM(BaseEstimator):
         test, _, _ = self._prepared(contrast, None)
         alternative = "two-sided" if test.contrast.rank > 1 else self.alternative
         norms = np.where(test.tested, test.fit.norm, np.nan)
-        with Progress("enhanced maps", n_perm, "maps", self.verbose) as progress:
+        total = min(n_perm, test.plan.hypothesis.shuffling.n_possible)
+        with Progress("enhanced maps", total, "maps", self.verbose) as progress:
             enhanced, p = enhanced_test(
                 test.data,
                 test.plan.hypothesis,

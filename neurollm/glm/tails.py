@@ -87,7 +87,7 @@ def smallest_attainable_p(Y: Any, hypothesis: Hypothesis, alternative: str) -> n
         raise InvalidInput("testable_at needs a difference of two conditions without covariates; leave it out.")
     if hypothesis.shuffling.kind == "sign_flip":
         most = testability.largest_flip_statistic(Y)
-        return sign_flip_p(Y, -most if alternative == "less" else most, alternative)
+        return _one_degree(Y, hypothesis, -most if alternative == "less" else most, alternative)[0]
     # Both ends are tried for two sides: the larger |r| may lie on that of the longer tail.
     p = []
     for side in ("greater", "less") if alternative == "two-sided" else (alternative,):
@@ -128,9 +128,8 @@ def _two_groups(x: np.ndarray, Y: Any, rho: np.ndarray, alternative: str) -> np.
     for part in np.array_split(np.flatnonzero(busy), np.ceil(busy.sum() / BLOCK)) if busy.any() else ():
         block = dense(Y[:, part])
         with np.errstate(invalid="ignore"):
-            shifted = without_rounding(
-                block - np.median(block, axis=0)
-            )  # the most frequent value, if it is half of all
+            # The median is the most frequent value, if that is more than half of all.
+            shifted = without_rounding(block - np.median(block, axis=0))
             fewer = np.count_nonzero(shifted, axis=0) < np.count_nonzero(block, axis=0)
         p[part] = two_group_p(x, np.where(fewer, shifted, block), rho[part], alternative)
     return np.minimum(p, 1)
