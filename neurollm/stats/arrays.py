@@ -22,6 +22,15 @@ def is_torch(array: Any) -> bool:
     return torch is not None and isinstance(array, torch.Tensor)
 
 
+def namespace(array: Any) -> Any:
+    """The module whose functions take `array`: torch or numpy."""
+    if is_torch(array):
+        import torch
+
+        return torch
+    return np
+
+
 def by_columns(array: Any) -> Any:
     """Return the array in the form whose column blocks are cheap (sparse becomes CSC)."""
     if sparse.issparse(array):

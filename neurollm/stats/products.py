@@ -22,8 +22,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from neurollm.stats.arrays import by_columns, dense, is_torch
+from neurollm.stats.arrays import by_columns, dense, is_torch, namespace
 from neurollm.stats.hypothesis import Hypothesis
+from neurollm.stats.lookup import Matrix, Rows, Words, has_few_levels, words_of
 from neurollm.stats.shufflings import Draws
 
 NOTHING_LEFT = 1e-8  # share of variance below which a feature has none besides what is not tested
@@ -145,66 +146,89 @@ class Statistic:
         top = xp.amax(r, 1)
         return xp.maximum(top, -xp.amin(r, 1)) if self.two_sided else top
 
-    def rows(self, draws: Draws, which: np.ndarray, device: Any) -> list[Any]:
+    def matrices(self, draws: Draws, which: np.ndarray, device: Any) -> list[Matrix]:
         """Rearranged columns in float32 on a torch device (None: numpy), tested ones first."""
         columns = (*self.tested, *self.share)
-        return [_moved(draws.rows(column.astype(np.float32), which), device) for column in columns]
+        return [Matrix(_moved(draws.rows(column.astype(np.float32), which), device)) for column in columns]
 
-    def upper_bounds(self, rows: Sequence[Any], X: Any, segment: int, batch: int) -> np.ndarray:
+    def has_words(self, draws: Draws) -> bool:
+        """Whether every rearranged column has few enough different numbers for `words`."""
+        return all(has_few_levels(column, draws) for column in (*self.tested, *self.share))
+
+    def words(self, draws: Draws, which: np.ndarray) -> list[Words]:
+        """As `matrices`, on the CPU."""
+        return [words_of(column, draws, which) for column in (*self.tested, *self.share)]
+
+    def upper_bounds(self, rows: Sequence[Rows], X: Any, segment: int, size: tuple[int, int]) -> np.ndarray:
         """Bounds of the largest statistic of each segment of columns.
 
         Parameters
         ----------
-        rows : sequence of arrays, shape (P, n)
-            From `Statistic.rows`.
+        rows : sequence of Rows, each of P arrangements
+            From `matrices` or `words`.
         X : array of float32, shape (n, c)
             Residual columns, c a multiple of `segment`; see `float32_copy`.
-        segment, batch : int
-            Columns under one bound, and arrangements per product.
+        segment : int
+            Columns under one bound.
+        size : (int, int)
+            Arrangements and columns per product; columns a multiple of `segment`.
 
         Returns
         -------
         ndarray, shape (P, c / segment)
         """
-        xp, epsilon = namespace(X), 1.1 * (X.shape[0] + 16) * 2.0**-24
-        size = min(batch, len(rows[0]))
-        simple = self.n_products == 1
-        kept = [_empty((size, X.shape[1]), X) for _ in range(1 if simple else 3)]
+        batch, width = size
         found = np.empty((len(rows[0]), X.shape[1] // segment), dtype=np.float32)
-        for start in range(0, len(rows[0]), size):
-            part = [row[start : start + size] for row in rows]
-            out = [buffer[: len(part[0])] for buffer in kept]
-            if simple:
-                r = xp.matmul(part[0], X, out=out[0]).reshape(len(part[0]), -1, segment)
-                top = xp.amax(r, 2)
-                top = xp.maximum(top, -xp.amin(r, 2)) if self.two_sided else top
-                found[start : start + size] = to_numpy(top) + epsilon
-            else:
-                r = self._bounds(xp, part, X, out, epsilon)
-                found[start : start + size] = to_numpy(xp.amax(r.reshape(len(r), -1, segment), 2))
+        for first in range(0, X.shape[1], width):
+            part = X[:, first : first + width]
+            buffers = [_empty((min(batch, len(found)), part.shape[1]), X) for _ in range(1 if self._simple else 3)]
+            products = [row.on(part) for row in rows]
+            here = slice(first // segment, (first + part.shape[1]) // segment)
+            for start in range(0, len(found), batch):
+                which = slice(start, min(start + batch, len(found)))
+                out = [buffer[: which.stop - start] for buffer in buffers]
+                found[which, here] = self._largest_bounds(products, which, out, segment, X.shape[0])
         return found
 
-    def _bounds(self, xp: Any, rows: Sequence[Any], X: Any, out: Sequence[Any], epsilon: float) -> Any:
-        r, one, left = out
+    @property
+    def _simple(self) -> bool:
+        return self.n_products == 1
+
+    def _largest_bounds(
+        self, products: Sequence[Any], which: slice, out: Sequence[Any], segment: int, n_rows: int
+    ) -> np.ndarray:
+        epsilon = 1.1 * (n_rows + 16) * 2.0**-24
+        if self._simple:
+            r = products[0](which, out[0])
+            xp = namespace(r)
+            r = r.reshape(len(r), -1, segment)
+            top = xp.amax(r, 2)
+            top = xp.maximum(top, -xp.amin(r, 2)) if self.two_sided else top
+            return to_numpy(top) + np.float32(epsilon)
+        r = self._bounds(products, which, out, epsilon)
+        return to_numpy(namespace(r).amax(r.reshape(len(r), -1, segment), 2))
+
+    def _bounds(self, products: Sequence[Any], which: slice, out: Sequence[Any], epsilon: float) -> Any:
         q, m = len(self.tested), len(self.share)
-        xp.matmul(rows[0], X, out=r)
+        r, one, left = products[0](which, out[0]), *out[1:]
+        xp = namespace(r)
         if q == 1:
             # A negative statistic has no use for its size: 0 bounds it.
             r = xp.abs(r, out=r) if self.two_sided else xp.clip(r, 0, None, out=r)
         else:
             r *= r
-            for row in rows[1:q]:
-                xp.matmul(row, X, out=one)
-                one *= one
-                r += one
+            for product in products[1:q]:
+                square = product(which, one)
+                square *= square
+                r += square
             r = xp.sqrt(r, out=r)
         r += q**0.5 * epsilon
         if m:
             left[:] = 1 - 3 * m**0.5 * epsilon
-            for row in rows[q:]:
-                xp.matmul(row, X, out=one)
-                one *= one
-                left -= one
+            for product in products[q:]:
+                square = product(which, one)
+                square *= square
+                left -= square
             left = xp.clip(left, _NO_DIVISOR, None, out=left)
             r /= xp.sqrt(left, out=left)
         return r
@@ -227,15 +251,6 @@ def float32_copy(X: Any, device: Any, segment: int) -> Any:
 def has_float64(device: Any) -> bool:
     """Whether a torch device computes in float64."""
     return device.type != "mps"
-
-
-def namespace(array: Any) -> Any:
-    """The module whose functions take `array`: torch or numpy."""
-    if is_torch(array):
-        import torch
-
-        return torch
-    return np
 
 
 def to_numpy(array: Any) -> np.ndarray:

@@ -6,10 +6,12 @@ See `neurollm.stats.kernel` for the three steps, `neurollm.stats.products` for t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
 
+from neurollm.stats import lookup
 from neurollm.stats.maxima import StepDown
 from neurollm.stats.products import ResidualColumns, Statistic, float32_copy, to_numpy
 from neurollm.stats.shufflings import Draws
@@ -19,6 +21,7 @@ Run = Callable[[Callable, Iterable], Iterator]
 _SEGMENT = 64, 1024  # columns under one bound: few to confirm, enough for a fast maximum
 _KEPT = 2**24  # numbers kept for a chunk of arrangements: 64 MB of float32
 _CHUNK = 2**14  # arrangements at most
+_LOOKED_UP = 2048  # arrangements per lookup
 
 
 class Scan:
@@ -107,8 +110,14 @@ class Scan:
     def _segment(self, n_columns: int) -> int:
         """Columns under one bound: about a 64th of all, in limits, and a full block a multiple of it."""
         smallest, largest = _SEGMENT
-        wanted = int(np.clip(n_columns // 64, smallest, largest))
+        wanted = lookup.COLUMNS if self._looks_up(n_columns) else int(np.clip(n_columns // 64, smallest, largest))
         return -(-self._width // max(self._width // wanted, 1))
+
+    def _looks_up(self, n_columns: int) -> bool:
+        """Whether sums can be looked up, and the products are so many that it is worth the import of torch."""
+        on_cpu = self._columns.device is None or self._columns.device.type == "cpu"
+        numbers = self._statistic.n_products * self._columns.n_rows * n_columns * len(self._draws)
+        return on_cpu and numbers >= lookup.WORTHWHILE and self._statistic.has_words(self._draws)
 
     def _full(self, which: np.ndarray, X: Any) -> np.ndarray:
         """Extremities of some arrangements for all columns of X."""
@@ -149,20 +158,29 @@ class Scan:
         """Largest statistics by float32 bounds and float64 confirmation; None where a bound turns out wrong."""
         if not below.size:
             return np.full(chunk.size, -np.inf)
-        device, size = self._columns.device, self._segment(below.size)
+        size = self._segment(below.size)
         parts = _parts(below, self._width)
         segments = [segment for part in parts for segment in _parts(part, size)]
-        rows = self._statistic.rows(self._draws, chunk, device)
+        if self._looks_up(below.size):
+            import torch
+
+            device, product = torch.device("cpu"), (_LOOKED_UP, size)
+            rows = self._statistic.words(self._draws, chunk)
+        else:
+            device, product = self._columns.device, (self._batch, -(-self._width // size) * size)
+            rows = self._statistic.matrices(self._draws, chunk, device)
         bounds, done = np.empty((chunk.size, len(segments)), dtype=np.float32), 0
 
         def screen(part: np.ndarray) -> np.ndarray:
             X = float32_copy(self._columns(self.tested[part]), device, size)
-            return self._statistic.upper_bounds(rows, X, size, self._batch)
+            return self._statistic.upper_bounds(rows, X, size, product)
 
-        for part, found in zip(parts, self._run(screen, parts), strict=True):
-            bounds[:, done : done + found.shape[1]] = found
-            done += found.shape[1]
-            on_block(part.size * chunk.size)
+        threads = lookup.one_thread_each if self._looks_up(below.size) and self._run is not map else nullcontext
+        with threads():
+            for part, found in zip(parts, self._run(screen, parts), strict=True):
+                bounds[:, done : done + found.shape[1]] = found
+                done += found.shape[1]
+                on_block(part.size * chunk.size)
         return self._confirmed(bounds, segments, chunk, np.sort(maxima.thresholds))
 
     def _confirmed(

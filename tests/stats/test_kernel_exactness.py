@@ -93,11 +93,15 @@ def test_bounds_of_float32_hold_and_are_tight(name):
     for alternative in alternatives(hypothesis):
         statistic = Statistic(hypothesis, alternative)
         X = ResidualColumns(MANY[:, :128], residual_norms(MANY[:, :128], hypothesis), hypothesis)(np.arange(128))
-        rows = statistic.rows(draws, np.arange(300), None)
-        bounds = statistic.upper_bounds(rows, float32_copy(X, None, 64), 64, 100)
         exact = statistic.extremity(statistic.exact(draws, np.arange(300), X)).reshape(300, 2, 64).max(axis=2)
-        assert (bounds >= exact).all()
-        np.testing.assert_allclose(bounds, np.maximum(exact, 0), atol=1e-4)
+        ways = [(statistic.matrices(draws, np.arange(300), None), None)]
+        if statistic.has_words(draws):
+            ways.append((statistic.words(draws, np.arange(300)), torch.device("cpu")))
+        for rows, device in ways:
+            for width in (64, 128):
+                bounds = statistic.upper_bounds(rows, float32_copy(X, device, 64), 64, (100, width))
+                assert (bounds >= exact).all()
+                np.testing.assert_allclose(bounds, np.maximum(exact, 0), atol=1e-4)
 
 
 @pytest.mark.parametrize("values", ["binary", "counts", "copies"])
