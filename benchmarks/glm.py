@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=125, help="each with four cells")
     parser.add_argument("--features", type=int, default=1_000_000)
     parser.add_argument("--density", type=float, default=0.05)
+    parser.add_argument("--n-jobs", type=int, default=-1, help="threads of neurollm")
     parser.add_argument("--nilearn", type=int, default=20_000, help="features given to nilearn, 0 leaves it out")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -40,7 +41,7 @@ def main() -> None:
     X = sparse.csr_array((rng.lognormal(size=cells).astype(np.float32), places), shape=(n, v))
     print(f"{n} trials, {v:,} features, {X.nnz / n / v:.1%} active")
     start = time.perf_counter()
-    glm = FeatureGLM(FactorialDesign(["a", "b"]), n_perm=0).fit(X, obs)
+    glm = FeatureGLM(FactorialDesign(["a", "b"]), n_perm=0, n_jobs=options.n_jobs).fit(X, obs)
     print(f"  {'fit':24s} {time.perf_counter() - start:7.1f} s")
     for contrast in CONTRASTS:
         before = time.perf_counter()

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from neurollm.errors import DataMismatch
-from neurollm.stats.arrays import combine_rows
+from neurollm.stats.arrays import canonical_columns, combine_rows
 from neurollm.stats.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
@@ -124,6 +124,7 @@ def filled(table: ItemTable, averages: sparse.csr_array, X: Any, transform: str)
     """
     if X.shape[0] != averages.shape[1]:
         raise DataMismatch(f"the activations have {X.shape[0]} rows but the trial table has {averages.shape[1]}.")
+    X = canonical_columns(X) if sparse.issparse(X) else X
     values = combine_rows(averages, X, TRANSFORMS[transform])
     shares = values if transform == "binary" else combine_rows(averages, X, TRANSFORMS["binary"])
     return ItemTable(**{**vars(table), "values": values, "shares": shares})

@@ -290,7 +290,7 @@ class FeatureGLM(BaseEstimator):
         contrast, plan, tested = test.contrast, test.plan, test.tested
         alternative = "two-sided" if contrast.rank > 1 else self.alternative
         blank = np.where(tested, 0.0, np.nan)
-        p, method = closed_form_p(test.data, plan.hypothesis, test.fit, alternative)
+        p, method = closed_form_p(test.data, plan.hypothesis, test.fit, alternative, self.n_jobs or 1)
         stat_kind, stat, df, se = self._statistic(test)
         if stat_kind in STATS[1:]:
             p, method = robust_p(p, stat, df, alternative)

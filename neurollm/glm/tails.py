@@ -28,18 +28,30 @@ from scipy import sparse
 
 from neurollm.errors import InvalidInput
 from neurollm.stats import moments, testability
-from neurollm.stats.arrays import BLOCK, column_blocks, dense, largest_values
+from neurollm.stats.arrays import (
+    BLOCK,
+    by_columns,
+    canonical_columns,
+    column_blocks,
+    dense,
+    is_torch,
+    largest_values,
+)
 from neurollm.stats.flips import sign_flip_p
 from neurollm.stats.hypothesis import Hypothesis
+from neurollm.stats.kernel import workers
 from neurollm.stats.linear import LinearFit
 from neurollm.stats.parametric import f_to_z, t_to_z
 from neurollm.stats.two_groups import two_group_p
 
 _MOST_LEVELS = 12  # each is compared with the rest
+_FEATURES = 1 << 15  # at a time: their nonzeros stay in a cache, where a million would be written to memory and back
 _ROUNDING = 1e-10  # share of a feature's largest value
 
 
-def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: str) -> tuple[np.ndarray, str]:
+def closed_form_p(
+    Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: str, n_jobs: int = 1
+) -> tuple[np.ndarray, str]:
     """p of every feature under the permutation distribution.
 
     Parameters
@@ -48,6 +60,8 @@ def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: s
     hypothesis : Hypothesis
     fit : LinearFit
     alternative : {"two-sided", "greater", "less"}
+    n_jobs : int, default=1
+        Threads over features, as in the permutation kernel.
 
     Returns
     -------
@@ -55,6 +69,18 @@ def closed_form_p(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: s
     method : str
         See the table above.
     """
+    Y, starts = by_columns(Y), range(0, max(Y.shape[1], 1), _FEATURES)
+
+    def part(start: int) -> tuple[np.ndarray, str]:
+        columns = slice(start, start + _FEATURES)
+        return _closed_form(Y[:, columns], hypothesis, fit.take(columns), alternative)
+
+    with workers(1 if is_torch(Y) else n_jobs) as run:
+        found = list(run(part, starts))
+    return np.concatenate([p for p, _ in found]), found[0][1]
+
+
+def _closed_form(Y: Any, hypothesis: Hypothesis, fit: LinearFit, alternative: str) -> tuple[np.ndarray, str]:
     if hypothesis.rank == 1:
         return _one_degree(Y, hypothesis, fit.rho, alternative) or _by_t(fit, alternative)
     if _exchanges_rows(hypothesis) and not (hypothesis.nuisance.shape[1] or hypothesis.rest.shape[1]):
@@ -147,10 +173,12 @@ def without_rounding(Y: Any) -> Any:
     CSC for sparse input, else ndarray
     """
     if sparse.issparse(Y):
-        csc = sparse.csc_array(Y, copy=True)
-        least = _ROUNDING * np.repeat(largest_values(csc), np.diff(csc.indptr))
-        csc.data = np.where(np.abs(csc.data) <= least, 0.0, csc.data)
-        csc.eliminate_zeros()
+        csc = canonical_columns(Y)
+        rounding = np.abs(csc.data) <= _ROUNDING * np.repeat(largest_values(csc), np.diff(csc.indptr))
+        if rounding.any():
+            csc = csc.copy()
+            csc.data[rounding] = 0
+            csc.eliminate_zeros()
         return csc
     out = np.empty(Y.shape)
     for columns, block in column_blocks(Y):

@@ -38,6 +38,15 @@ def by_columns(array: Any) -> Any:
     return array if is_torch(array) or isinstance(array, np.ndarray) else np.asarray(array)
 
 
+def canonical_columns(array: Any) -> sparse.csc_array:
+    """CSC in float64 with sorted rows and no row twice in a column; the caller's array is left as it is."""
+    csc = sparse.csc_array(array, dtype=np.float64)
+    if not csc.has_canonical_format:
+        csc = csc.copy()
+        csc.sum_duplicates()
+    return csc
+
+
 def column_blocks(array: Any, size: int = BLOCK) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield ``(columns, dense float64 block)`` over all columns of any supported array."""
     array = by_columns(array)
@@ -71,14 +80,10 @@ def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | No
     CSC for sparse input, a torch tensor on the same device for torch, else ndarray
     """
     if sparse.issparse(array):
-        if transform is None and array.format == "csc" and array.has_canonical_format:
-            product = (sparse.csr_array(array.T, dtype=np.float64) @ weights.T.tocsr()).T  # no change of format
-        else:
-            csr = sparse.csr_array(array, dtype=np.float64, copy=True)
-            csr.sum_duplicates()  # a transform acts on values, not on their parts
-            csr.data = csr.data if transform is None else transform(csr.data)
-            product = (weights @ csr).tocsc()
-        product = sparse.csc_array(product)
+        csc = canonical_columns(array)  # a transform acts on values, not on their parts
+        if transform is not None:
+            csc = sparse.csc_array((transform(csc.data), csc.indices, csc.indptr), shape=csc.shape)
+        product = sparse.csc_array((csc.T @ weights.T.tocsr()).T)  # without a change of format
         product.sum_duplicates()  # also sorts, so that later steps know
         product.eliminate_zeros()
         return product
@@ -132,6 +137,12 @@ def _torch_product(weights: Any, values: Any) -> Any:
 def largest_values(array: Any) -> np.ndarray:
     """Largest absolute value of each column of any supported array; NaN where a column holds one."""
     out = np.zeros(array.shape[1])
+    if sparse.issparse(array):
+        csc = canonical_columns(array)
+        filled = np.diff(csc.indptr) > 0
+        if filled.any():
+            out[filled] = np.maximum.reduceat(np.abs(csc.data), csc.indptr[:-1][filled], dtype=float)
+        return out
     for columns, block in column_blocks(array):
         out[columns] = np.abs(block).max(axis=0, initial=0)
     return out

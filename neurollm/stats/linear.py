@@ -49,6 +49,10 @@ class LinearFit:
     residual: np.ndarray
     df: int
 
+    def take(self, columns: Any) -> LinearFit:
+        """The fit of some features."""
+        return LinearFit(self.projection[:, columns], self.norm[columns], self.residual[columns], self.df)
+
     @property
     def rank(self) -> int:
         """Tested degrees of freedom."""
@@ -154,8 +158,9 @@ def _without(y: np.ndarray, basis: np.ndarray) -> np.ndarray:
 def _squares(block: Any, weights: np.ndarray | None = None) -> np.ndarray:
     """Column sums of squares of a dense or sparse block."""
     if sparse.issparse(block):
-        squares = block.multiply(block) if weights is None else block.multiply(block).multiply(weights[:, None])
-        return np.asarray(squares.sum(axis=0)).ravel()
+        csc = block.tocsc()
+        squares = csc.data**2 if weights is None else csc.data**2 * weights[csc.indices]
+        return np.ones(csc.shape[0]) @ sparse.csc_array((squares, csc.indices, csc.indptr), shape=csc.shape)
     squares = np.asarray(block) ** 2
     return squares.sum(axis=0) if weights is None else weights @ squares
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from neurollm.stats.arrays import BLOCK, column_blocks
-from neurollm.stats.power_sums import SPARSE_BLOCK, canonical_columns
+from neurollm.stats.arrays import BLOCK, canonical_columns, column_blocks
+from neurollm.stats.power_sums import SPARSE_BLOCK
 
 MOST_ENUMERATED = 14  # nonzeros of a column all of whose arrangements are tried
 _CELLS = 1 << 18  # numbers in one work array: it stays in the cache
@@ -38,13 +38,17 @@ class Nonzeros:
     few: bool
 
 
-def nonzero_rows(Y: Any, wanted: np.ndarray) -> Iterator[Nonzeros]:
+def nonzero_rows(
+    Y: Any, wanted: np.ndarray, work: Callable[[int], int] = lambda number: 2**number
+) -> Iterator[Nonzeros]:
     """Yield the wanted columns that are finite and not all zero, as rows of nonzeros.
 
     Parameters
     ----------
     Y : ndarray, memory map, scipy.sparse or torch.Tensor, shape (n, V)
     wanted : ndarray of bool, shape (V,)
+    work : callable
+        Numbers that a column of so few nonzeros takes while they are enumerated.
     """
     for start, block in _blocks(Y):
         counts = np.diff(block.indptr)
@@ -52,7 +56,7 @@ def nonzero_rows(Y: Any, wanted: np.ndarray) -> Iterator[Nonzeros]:
         order = np.flatnonzero(usable)[np.argsort(counts[usable], kind="stable")]
         while order.size:
             few = bool(counts[order[0]] <= MOST_ENUMERATED)
-            width = 2 ** counts[order[0]] if few else counts[order[-1]]
+            width = work(int(counts[order[0]])) if few else counts[order[-1]]
             part = order[: max(1, int(_CELLS // width))]
             if few:
                 part = part[counts[part] == counts[part[0]]]

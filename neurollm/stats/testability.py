@@ -14,14 +14,13 @@ import numpy as np
 from scipy import sparse
 
 from neurollm.errors import InvalidInput
-from neurollm.stats.arrays import BLOCK, column_blocks
+from neurollm.stats.arrays import BLOCK, canonical_columns, column_blocks
 from neurollm.stats.moments import Alternative, varying
 from neurollm.stats.power_sums import (
     RAW,
     SPARSE_BLOCK,
     Groups,
     add_up,
-    canonical_columns,
     group_rows,
     raw_sums,
     within,
