@@ -125,7 +125,7 @@ class Design(ABC):
         """Names that a contrast may use."""
         return self.cells(obs)[0]
 
-    def table(self, obs: pd.DataFrame, X: Any = None, transform: str = "raw") -> ItemTable:
+    def table(self, obs: pd.DataFrame, X: Any = None, transform: str = "raw", n_jobs: int = 1) -> ItemTable:
         """Average trials to item × cell means.
 
         Parameters
@@ -136,6 +136,8 @@ class Design(ABC):
             Without it the table describes the design only.
         transform : {"raw", "log1p", "binary"}
             Applied to every trial before averaging.
+        n_jobs : int, default=1
+            Threads over features; -1 for all cores.
 
         Returns
         -------
@@ -155,7 +157,7 @@ class Design(ABC):
         if self.template is not None:
             self.column(obs, self.template)
         table, averages = average_trials(obs, (items, cells), names, self.covariates, self.template)
-        return table if X is None else filled(table, averages, X, transform)
+        return table if X is None else filled(table, averages, X, transform, n_jobs)
 
     def item_labels(self, obs: pd.DataFrame) -> np.ndarray:
         """Every trial's item (its own number without items)."""

@@ -7,7 +7,7 @@ anything is tested. A cell is a combination of the levels that the design compar
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -57,6 +57,10 @@ class ItemTable:
     def n_rows(self) -> int:
         """Number of item × cell means."""
         return len(self.item_codes)
+
+    def take(self, columns: Any) -> ItemTable:
+        """The table of some features."""
+        return replace(self, values=self.values[:, columns], shares=self.shares[:, columns])
 
 
 def trials_digest(obs: pd.DataFrame, item: str | None) -> str:
@@ -114,7 +118,7 @@ def average_trials(
     return table, averages
 
 
-def filled(table: ItemTable, averages: sparse.csr_array, X: Any, transform: str) -> ItemTable:
+def filled(table: ItemTable, averages: sparse.csr_array, X: Any, transform: str, n_jobs: int = 1) -> ItemTable:
     """The table with the values of all features.
 
     Raises
@@ -125,9 +129,9 @@ def filled(table: ItemTable, averages: sparse.csr_array, X: Any, transform: str)
     if X.shape[0] != averages.shape[1]:
         raise DataMismatch(f"the activations have {X.shape[0]} rows but the trial table has {averages.shape[1]}.")
     X = canonical_columns(X) if sparse.issparse(X) else X
-    values = combine_rows(averages, X, TRANSFORMS[transform])
-    shares = values if transform == "binary" else combine_rows(averages, X, TRANSFORMS["binary"])
-    return ItemTable(**{**vars(table), "values": values, "shares": shares})
+    values = combine_rows(averages, X, TRANSFORMS[transform], n_jobs)
+    shares = values if transform == "binary" else combine_rows(averages, X, TRANSFORMS["binary"], n_jobs)
+    return replace(table, values=values, shares=shares)
 
 
 def rows_by_item(table: ItemTable, cells: np.ndarray) -> np.ndarray:

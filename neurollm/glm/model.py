@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sklearn.base import BaseEstimator
 
 from neurollm.designs import CategoricalDesign, Contrast, ContrastPlan, Design
-from neurollm.designs.table import trials_digest
+from neurollm.designs.table import ItemTable, trials_digest
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm.result import ContrastResult, Exchange
 from neurollm.glm.sizes import effect_sizes
 from neurollm.glm.tails import closed_form_p, robust_p, smallest_attainable_p
 from neurollm.progress import Progress
 from neurollm.stats import adjust, conditions, gpd_tail, permutation_test
-from neurollm.stats.arrays import combine_rows, is_torch, largest_values, take_rows
+from neurollm.stats.arrays import combine_rows, is_torch, join_columns, largest_values, take_rows
+from neurollm.stats.conditions import Conditions
 from neurollm.stats.linear import LinearFit, linear_fit
 from neurollm.stats.ranks import rank_rows
+from neurollm.stats.threads import in_parts
 from neurollm.stats.transforms import TRANSFORMS
 from neurollm.stats.welch import welch_contrast, welch_test
 from neurollm.validation import listed
@@ -66,7 +68,7 @@ class FeatureGLM(BaseEstimator):
     tail : {"permutation", "gpd"}
         "gpd" fits a generalised Pareto distribution to the largest statistics, for family-wise p below 1/n_perm.
     n_jobs : int, optional
-        Threads of the permutation test; -1 for all cores. Results do not depend on it.
+        Threads over features; -1 for all cores. Results do not depend on it.
     verbose : int, default=0
 
     Attributes
@@ -147,7 +149,7 @@ class FeatureGLM(BaseEstimator):
         self.feature_ = np.arange(X.shape[1]) if features is None else np.asarray(features)
         if len(self.feature_) != X.shape[1]:
             raise DataMismatch(f"fit: {len(self.feature_)} feature ids were given for {X.shape[1]} columns.")
-        self.table_ = self.design_.table(obs, X, self.scale)
+        self.table_ = self.design_.table(obs, X, self.scale, self.n_jobs or 1)
         self.parameters_ = self.design_.parameters(self.table_.obs)
         self.design_matrix_ = self.design_.design_matrix(obs)
         self.n_features_in_ = X.shape[1]
@@ -185,14 +187,24 @@ class FeatureGLM(BaseEstimator):
         """What a contrast is tested on, its conditions in numbers, and why features are left out."""
         contrast = self.design_.contrast(contrast, self.table_.obs, name)
         plan = self.design_.plan(self.table_, contrast)
-        data, largest = self._rows(plan)
-        fit = linear_fit(data, plan.hypothesis, largest)
-        described = _described(self.table_, plan)
-        attainable = None
-        if self.testable_at is not None:
-            attainable = smallest_attainable_p(data, plan.hypothesis, self.alternative) > self.testable_at
-        tested, reasons = _testable(fit.norm, described.n_active_items < self.min_active_items, attainable)
-        return _Test(contrast, plan, data, fit, tested), described, reasons
+
+        def part(columns: slice) -> tuple[Any, LinearFit, Conditions, np.ndarray | None]:
+            table = self.table_.take(columns)
+            data, largest = _rows(table, plan, self.scale)
+            beyond_reach = None
+            if self.testable_at is not None:
+                beyond_reach = smallest_attainable_p(data, plan.hypothesis, self.alternative) > self.testable_at
+            return data, linear_fit(data, plan.hypothesis, largest), _described(table, plan), beyond_reach
+
+        if is_torch(self.table_.values):
+            parts = [part(slice(None))]
+        else:
+            parts = in_parts(part, self.n_features_in_, self.n_jobs or 1)
+        data, fits, described, beyond_reach = zip(*parts, strict=True)
+        fit, described = LinearFit.join(fits), Conditions.join(described)
+        rare = described.n_active_items < self.min_active_items
+        tested, reasons = _testable(fit.norm, rare, None if self.testable_at is None else np.concatenate(beyond_reach))
+        return _Test(contrast, plan, join_columns(data), fit, tested), described, reasons
 
     def compute_contrasts(self, contrasts: dict[str, Any] | None = None) -> dict[str, ContrastResult]:
         """Test several contrasts, by name (default: the effects that the design asks by itself)."""
@@ -274,17 +286,9 @@ class FeatureGLM(BaseEstimator):
             if unknown:
                 raise InvalidInput(f"effect_sizes: {listed(unknown)} is no feature.")
             columns = [where[feature] for feature in wanted]
-            table = replace(table, values=table.values[:, columns], shares=table.shares[:, columns])
+            table = table.take(columns)
             ids = ids[columns]
         return pd.DataFrame({"feature": ids, **size_columns(table, self.design_.plan(table, contrast), contrast)})
-
-    def _rows(self, plan: ContrastPlan) -> tuple[Any, np.ndarray | None]:
-        """The rows that are tested, and the largest cell of each feature among those they are made of."""
-        data = combine_rows(plan.reduce, self.table_.values)
-        if self.scale != "rank":
-            return data, largest_values(take_rows(self.table_.values, plan.used))
-        shuffling = plan.hypothesis.shuffling
-        return rank_rows(data, shuffling.kind, shuffling.rows_per_item), None
 
     def _result(self, test: _Test, described: Any, reasons: dict[str, int]) -> ContrastResult:
         contrast, plan, tested = test.contrast, test.plan, test.tested
@@ -506,6 +510,15 @@ class _Nothing:
         return cls(blank, blank, np.empty(0))
 
 
+def _rows(table: ItemTable, plan: ContrastPlan, scale: str) -> tuple[Any, np.ndarray | None]:
+    """The rows that are tested, and the largest cell of each feature among those they are made of."""
+    data, largest = combine_rows(plan.reduce, table.values), largest_values(take_rows(table.values, plan.used))
+    if scale != "rank":
+        return data, largest
+    shuffling = plan.hypothesis.shuffling
+    return rank_rows(data, shuffling.kind, shuffling.rows_per_item, largest), None
+
+
 def _conditions(table: Any, plan: ContrastPlan) -> tuple[tuple[str, ...], np.ndarray]:
     """Names of the conditions that the contrast uses, and each row's; one for all where a formula makes many."""
     codes, rows = np.unique(table.cell_codes[plan.used], return_inverse=True)
@@ -514,7 +527,7 @@ def _conditions(table: Any, plan: ContrastPlan) -> tuple[tuple[str, ...], np.nda
     return tuple(table.cells[code] for code in codes), rows
 
 
-def _described(table: Any, plan: ContrastPlan) -> Any:
+def _described(table: ItemTable, plan: ContrastPlan) -> Conditions:
     """Means, rates and magnitudes of the conditions that the contrast uses."""
     values, shares = take_rows(table.values, plan.used), take_rows(table.shares, plan.used)
     return conditions(values, shares, _conditions(table, plan)[1], table.item_codes[plan.used])

@@ -39,13 +39,12 @@ from neurollm.stats.arrays import (
 )
 from neurollm.stats.flips import sign_flip_p
 from neurollm.stats.hypothesis import Hypothesis
-from neurollm.stats.kernel import workers
 from neurollm.stats.linear import LinearFit
 from neurollm.stats.parametric import f_to_z, t_to_z
+from neurollm.stats.threads import in_parts
 from neurollm.stats.two_groups import two_group_p
 
 _MOST_LEVELS = 12  # each is compared with the rest
-_FEATURES = 1 << 15  # at a time: their nonzeros stay in a cache, where a million would be written to memory and back
 _ROUNDING = 1e-10  # share of a feature's largest value
 
 
@@ -69,14 +68,12 @@ def closed_form_p(
     method : str
         See the table above.
     """
-    Y, starts = by_columns(Y), range(0, max(Y.shape[1], 1), _FEATURES)
+    Y = by_columns(Y)
 
-    def part(start: int) -> tuple[np.ndarray, str]:
-        columns = slice(start, start + _FEATURES)
+    def part(columns: slice) -> tuple[np.ndarray, str]:
         return _closed_form(Y[:, columns], hypothesis, fit.take(columns), alternative)
 
-    with workers(1 if is_torch(Y) else n_jobs) as run:
-        found = list(run(part, starts))
+    found = in_parts(part, Y.shape[1], 1 if is_torch(Y) else n_jobs)
     return np.concatenate([p for p, _ in found]), found[0][1]
 
 

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
+from neurollm.stats.threads import in_parts
+
 BLOCK = 1024  # columns: 200 rows × 1024 × 8 bytes stay in a core's cache
 
 
@@ -64,7 +66,7 @@ def dense(block: Any) -> np.ndarray:
     return np.array(block, dtype=np.float64)
 
 
-def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | None = None) -> Any:
+def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | None = None, n_jobs: int = 1) -> Any:
     """Multiply ``weights (m × n) @ transform(array) (n × V)`` in float64.
 
     Parameters
@@ -74,19 +76,26 @@ def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | No
     array : ndarray, memory map, scipy.sparse or torch.Tensor
     transform : callable, optional
         Elementwise function with ``transform(0) = 0``, applied before the product.
+    n_jobs : int, default=1
+        Threads over sparse columns; -1 for all cores.
 
     Returns
     -------
     CSC for sparse input, a torch tensor on the same device for torch, else ndarray
     """
     if sparse.issparse(array):
-        csc = canonical_columns(array)  # a transform acts on values, not on their parts
-        if transform is not None:
-            csc = sparse.csc_array((transform(csc.data), csc.indices, csc.indptr), shape=csc.shape)
-        product = sparse.csc_array((csc.T @ weights.T.tocsr()).T)  # without a change of format
-        product.sum_duplicates()  # also sorts, so that later steps know
-        product.eliminate_zeros()
-        return product
+        csc, turned = canonical_columns(array), weights.T.tocsr()  # a transform acts on values, not on their parts
+
+        def part(columns: slice) -> sparse.csc_array:
+            block = csc[:, columns]
+            if transform is not None:
+                block.data = transform(block.data)
+            product = sparse.csc_array((block.T @ turned).T)  # without a change of format
+            product.sum_duplicates()  # also sorts, so that later steps know
+            product.eliminate_zeros()
+            return product
+
+        return join_columns(in_parts(part, csc.shape[1], n_jobs))
     if is_torch(array):
         import torch
 
@@ -96,6 +105,19 @@ def combine_rows(weights: sparse.csr_array, array: Any, transform: Callable | No
     for columns, block in column_blocks(array):
         out[:, columns] = weights @ (block if transform is None else transform(block))
     return out
+
+
+def join_columns(parts: list[Any]) -> Any:
+    """Blocks of columns side by side: sparse ones as CSC, else ndarray; a single one as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    if not sparse.issparse(parts[0]):
+        return np.concatenate(parts, axis=-1)
+    starts = np.cumsum([0, *(part.nnz for part in parts)])
+    indptr = [part.indptr[:-1] + start for part, start in zip(parts, starts[:-1], strict=True)]
+    arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("data", "indices")]
+    shape = parts[0].shape[0], sum(part.shape[1] for part in parts)
+    return sparse.csc_array((*arrays, np.concatenate([*indptr, starts[-1:]])), shape=shape)
 
 
 def take_rows(array: Any, rows: np.ndarray) -> Any:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,12 @@ class Conditions:
     rate: np.ndarray
     magnitude: np.ndarray
     n_active_items: np.ndarray
+
+    @classmethod
+    def join(cls, parts: Sequence[Conditions]) -> Conditions:
+        """The conditions of the features of all parts."""
+        names = [field.name for field in fields(cls)]
+        return cls(*(np.concatenate([getattr(part, name) for part in parts], axis=-1) for name in names))
 
 
 def conditions(values: Any, shares: Any, cell_codes: np.ndarray, item_codes: np.ndarray) -> Conditions:

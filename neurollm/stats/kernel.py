@@ -28,10 +28,7 @@ then exceed their bounds; all products are float64 in that case, and when uncorr
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
@@ -41,7 +38,8 @@ from neurollm.stats.arrays import is_torch
 from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.maxima import PermutationResult
 from neurollm.stats.products import ResidualColumns, Statistic
-from neurollm.stats.scan import Run, Scan
+from neurollm.stats.scan import Scan
+from neurollm.stats.threads import workers
 
 Alternative = Literal["two-sided", "greater", "less"]
 ALTERNATIVES = ("two-sided", "greater", "less")
@@ -147,19 +145,6 @@ def r_to_f(r: np.ndarray, df: float, q: int) -> np.ndarray:
     [0.0, inf]
     """
     return r_to_t(r, df) ** 2 / q
-
-
-@contextmanager
-def workers(n_jobs: int) -> Iterator[Run]:
-    """A `map` over blocks: the plain one, or threads whose products have one BLAS thread each."""
-    if n_jobs == 1:
-        yield map
-        return
-    from threadpoolctl import threadpool_limits
-
-    threads = os.cpu_count() if n_jobs == -1 else n_jobs
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        yield pool.map
 
 
 def check(Y: Any, hypothesis: Hypothesis, norms: np.ndarray, alternative: str, n_perm: int, n_jobs: int) -> None:

@@ -15,6 +15,7 @@ Activations are float32, so equal activations differ by rounding, in a way that 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,6 +53,12 @@ class LinearFit:
     def take(self, columns: Any) -> LinearFit:
         """The fit of some features."""
         return LinearFit(self.projection[:, columns], self.norm[columns], self.residual[columns], self.df)
+
+    @classmethod
+    def join(cls, parts: Sequence[LinearFit]) -> LinearFit:
+        """The fit of the features of all parts."""
+        arrays = ([getattr(part, name) for part in parts] for name in ("projection", "norm", "residual"))
+        return cls(*(np.concatenate(values, axis=-1) for values in arrays), parts[0].df)
 
     @property
     def rank(self) -> int:

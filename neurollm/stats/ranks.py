@@ -21,12 +21,14 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
 
-from neurollm.stats.arrays import by_columns, column_blocks, is_torch
+from neurollm.stats.arrays import by_columns, column_blocks, is_torch, largest_values
+
+_RESOLUTION = 2.0**-24  # of float32
 
 Kind = Literal["sign_flip", "within_item", "whole_item"]
 
 
-def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1) -> Any:
+def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, largest: np.ndarray | None = None) -> Any:
     """Rank the rows of every column.
 
     Parameters
@@ -36,6 +38,9 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1) -> Any:
         What is exchanged; see the table above.
     rows_per_item : int, default=1
         For "within_item".
+    largest : ndarray, shape (V,), optional
+        Largest absolute value of what each column was computed from; default: of the column. Values that float32
+        would not tell apart beside it are tied: means of equal activations differ by the order of summation.
 
     Returns
     -------
@@ -50,12 +55,20 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1) -> Any:
     [-3.0, 1.0, 2.0]
     """
     Y = by_columns(Y)
+    step = _RESOLUTION * (largest_values(Y) if largest is None else np.asarray(largest, float))
+    usable = np.isfinite(step) & (step > 0)
+    step = np.where(usable, step, 1.0)
+
+    def ranked(columns: slice, block: np.ndarray) -> np.ndarray:
+        rounded = np.where(usable[columns], np.round(block / step[columns]), block)
+        return _ranked(rounded, kind, rows_per_item)
+
     if sparse.issparse(Y):
-        parts = [sparse.csc_array(_ranked(block, kind, rows_per_item)) for _, block in column_blocks(Y)]
+        parts = [sparse.csc_array(ranked(columns, block)) for columns, block in column_blocks(Y)]
         return sparse.hstack(parts, format="csc") if parts else Y
     out = np.empty(Y.shape)
     for columns, block in column_blocks(Y):
-        out[:, columns] = _ranked(block, kind, rows_per_item)
+        out[:, columns] = ranked(columns, block)
     if is_torch(Y):
         import torch
 

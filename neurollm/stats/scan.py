@@ -5,7 +5,7 @@ See `neurollm.stats.kernel` for the three steps, `neurollm.stats.products` for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,8 +15,7 @@ from neurollm.stats import lookup
 from neurollm.stats.maxima import StepDown
 from neurollm.stats.products import ResidualColumns, Statistic, float32_copy, to_numpy
 from neurollm.stats.shufflings import Draws
-
-Run = Callable[[Callable, Iterable], Iterator]
+from neurollm.stats.threads import Run
 
 _SEGMENT = 64, 1024  # columns under one bound: few to confirm, enough for a fast maximum
 _KEPT = 2**24  # numbers kept for a chunk of arrangements: 64 MB of float32

@@ -24,11 +24,12 @@ import numpy as np
 from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import column_blocks, is_torch, namespace
 from neurollm.stats.hypothesis import Hypothesis
-from neurollm.stats.kernel import Alternative, check, t_to_r, workers
+from neurollm.stats.kernel import Alternative, check, t_to_r
 from neurollm.stats.maxima import PermutationResult
 from neurollm.stats.products import ResidualColumns, as_in
 from neurollm.stats.scan import Scan
 from neurollm.stats.shufflings import Draws, Shuffling
+from neurollm.stats.threads import workers
 
 Kind = Literal["welch", "hc3"]
 

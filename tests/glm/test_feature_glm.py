@@ -9,10 +9,12 @@ import pytest
 import torch
 from scipy import sparse, stats
 from sklearn.exceptions import NotFittedError
+from support.results import QUESTIONS, trials
 
 from neurollm.designs import CategoricalDesign
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm import ContrastResult, FeatureGLM
+from neurollm.stats import threads
 
 
 def study(n_items=20, levels=("failure", "success"), n_templates=2, n_features=40, seed=0):
@@ -361,3 +363,20 @@ def test_two_items_have_no_g():
     with pytest.warns(UserWarning, match="only 4 shufflings"):
         result = glm().fit(X + 1, obs).compute_contrast("success - failure")
     assert np.isnan([result.effect_size, result.effect_size_low, result.effect_size_high]).all()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+@pytest.mark.parametrize("options", [{}, {"scale": "rank"}, {"testable_at": 0.01}])
+def test_blocks_of_features_and_threads_do_not_matter(question, options, monkeypatch):
+    design, contrast = QUESTIONS[question]
+    X, obs = trials()
+    estimator = FeatureGLM(design, n_perm=100, **options)
+    try:
+        whole = estimator.fit(X, obs).compute_contrast(contrast)
+    except InvalidInput:
+        assert options == {"testable_at": 0.01}  # for differences of two conditions only
+        return
+    monkeypatch.setattr(threads, "FEATURES", 7)
+    for store, n_jobs in ((np.asarray, 1), (sparse.csr_array, 2), (sparse.csc_array, -1)):
+        estimator.set_params(n_jobs=n_jobs)
+        assert_same(estimator.fit(store(X), obs).compute_contrast(contrast), whole)

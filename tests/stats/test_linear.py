@@ -117,6 +117,17 @@ def test_ranks_and_what_they_leave_at_zero(store):
     np.testing.assert_allclose(ranked("within_item", 3), cube.reshape(15, 30))
 
 
+@pytest.mark.parametrize("kind", ["whole_item", "sign_flip", "within_item"])
+def test_sums_in_another_order_are_tied(kind):
+    parts = RNG.integers(1, 10, (12, 40, 3)) / 10
+    forward, backward = parts[..., 0] + parts[..., 1] + parts[..., 2], parts[..., 2] + parts[..., 1] + parts[..., 0]
+    assert (forward != backward).any()
+    centred = [values - 1.5 for values in (forward, backward)]
+    ranks = [rank_rows(values, kind, 3, largest=np.full(40, 2.7)) for values in centred]
+    np.testing.assert_array_equal(*ranks)
+    np.testing.assert_array_equal(ranks[0], rank_rows(np.round(centred[0], 10) + 0.0, kind, 3))
+
+
 @pytest.mark.parametrize("store", [np.asarray, sparse.csr_array, sparse.csc_array, torch.tensor])
 def test_rows_are_taken_from_any_array(store):
     y = np.where(RNG.random((9, 30)) < 0.3, RNG.normal(size=(9, 30)), 0)
