@@ -217,6 +217,8 @@ the 3 items (8 possible shufflings).
                 f"design: the trial table has no column '{name}'{hint} Its columns are {listed(obs.columns)}."
             )
         column = obs[name]
+        if column.ndim > 1:
+            raise InvalidInput(f"design: the trial table has {column.shape[1]} columns '{name}'; rename all but one.")
         if len(column) == 0:
             raise InvalidInput("design: the trial table is empty.")
         if column.isna().any():

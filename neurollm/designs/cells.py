@@ -156,10 +156,11 @@ class CellDesign(Design):
             between = Between(groups, matrix, shuffled_along=self._alike, compares=True)
             return plan(frame, Inside.score(np.ones(1)), between, f"Each {item} has one of {told}")
         if complete.mean() < MIN_COMPLETE_SHARE:
+            names_of_effects = "" if self._alike else f"; effects go by their names, {listed(self.effects(table.obs))}"
             raise InvalidInput(
                 f"contrast '{contrast.name}': {int(complete.sum())} of {complete.size} values of '{item}' occur with "
                 f"all of the levels {listed(names)} and the others with some; either every item must have all of "
-                "them (compared within items) or each item exactly one (compared between items)."
+                f"them (compared within items) or each item exactly one (compared between items){names_of_effects}."
             )
         frame = self.frame(table, contrast, at[complete], int((~complete).sum()))
         words = f"Every {item} has {'both ' if len(names) == 2 else ''}{told}"

@@ -187,7 +187,8 @@ def _row_as_text(weights: np.ndarray, parameters: tuple[str, ...]) -> str:
             size = "" if abs(weight) == 1 else f"{_number(abs(float(weight)))}*"
             sign = ("- " if weight < 0 else "+ ") if terms else ("-" if weight < 0 else "")
             plain = re.fullmatch(r"[^\W\d]\w*(?:[ :][^\W\d]\w*)*", parameter)
-            terms.append(f"{sign}{size}{parameter if plain else f'`{parameter}`'}")
+            quote = "" if plain else next((mark for mark in "`'\"" if mark not in parameter), "`")
+            terms.append(f"{sign}{size}{quote}{parameter}{quote}")
     return " ".join(terms)
 
 

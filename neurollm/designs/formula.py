@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 # A formula is Python to formulaic, and may come from a stranger's file: only these calls are let through.
 FUNCTIONS = ("C", "center", "scale", "poly", "bs", "cs", "log", "log10", "log2", "exp", "exp10", "exp2")
 _CODINGS = ("contr",)
+_CONSTANT = 1e-13  # variation below this share of a column is rounding
 _UNINFORMATIVE = 1e-12  # share of the tested column's variation that lies within an item
 MOST_TERMS, HIGHEST_POWER = 200, 5
 _NODES = (
@@ -193,7 +194,7 @@ class FormulaDesign(Design):
         model = self.design_matrix(table.obs).to_numpy(float)
         means = _item_means(table)
         inside = np.abs(model - (means @ model)[table.item_codes]).max(axis=0)
-        varies = inside > 1e-9 * np.abs(model).max(axis=0)
+        varies = inside > np.maximum(1e-9 * np.ptp(model, axis=0), _CONSTANT * np.abs(model).max(axis=0))
         tested = contrast.matrix.any(axis=0)
         if varies[tested].all():
             return self._within(table, contrast, model)
@@ -285,7 +286,10 @@ class FormulaDesign(Design):
 
     def _partition(self, contrast: Contrast, model: np.ndarray, fixed: np.ndarray) -> Partition:
         padded = np.hstack([contrast.matrix, np.zeros((contrast.rank, fixed.shape[1]))])
-        part = partition(np.hstack([model, fixed]), padded)
+        # What is fixed contains the constant. A large offset, as of dates, would drown what varies.
+        centred = model - model.mean(axis=0)
+        centred[:, np.abs(centred).max(axis=0) <= _CONSTANT * np.abs(model).max(axis=0)] = 0
+        part = partition(np.hstack([centred, fixed]), padded)
         if part is None:
             raise InvalidInput(
                 f"contrast '{contrast.name}' cannot be estimated: the model {shortened(self.formula)!r} "

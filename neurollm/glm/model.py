@@ -303,6 +303,7 @@ class FeatureGLM(BaseEstimator):
         exchange = plan.exchangeability
         n_perm = permuted.n_perm if self.n_perm else 0
         p = p + blank
+        corrected, tail = self._family_wise(stat + blank, permuted, alternative)
         told = self._warn(contrast, plan, tested)
         return ContrastResult(
             contrast=contrast,
@@ -312,7 +313,7 @@ class FeatureGLM(BaseEstimator):
             df=df + blank,
             p=p,
             q=adjust(p, self.fdr),
-            **self._family_wise(stat + blank, permuted, alternative),
+            **corrected,
             conditions=_conditions(self.table_, plan)[0],
             **vars(described),
             valid=tested,
@@ -322,6 +323,7 @@ class FeatureGLM(BaseEstimator):
             unit=sizes.unit,
             p_method=method,
             fdr=self.fdr,
+            tail=tail,
             n_tests=int(tested.sum()),
             n_items=exchange.n_units,
             n_items_dropped=plan.n_dropped,
@@ -370,9 +372,9 @@ class FeatureGLM(BaseEstimator):
                 return welch_test(test.data, *groups, kind=kind, **options)
             return permutation_test(test.data, plan.hypothesis, norms, **options)
 
-    def _family_wise(self, stat: np.ndarray, permuted: Any, alternative: str) -> dict[str, np.ndarray]:
-        """Corrected p, by the fitted tail where that was asked for."""
-        found = {"p_fwer": permuted.p_fwer, "p_step_down": permuted.p_step_down}
+    def _family_wise(self, stat: np.ndarray, permuted: Any, alternative: str) -> tuple[dict[str, np.ndarray], str]:
+        """Corrected p, by the fitted tail where that was asked for, and which of the two it was."""
+        found, tail = {"p_fwer": permuted.p_fwer, "p_step_down": permuted.p_step_down}, "permutation"
         # A statistic without residual variation is infinite, and no tail can be fitted to infinite maxima.
         if self.tail == "gpd" and permuted.n_perm and np.isfinite(permuted.null_max).all():
             size = {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[alternative]
@@ -380,8 +382,8 @@ class FeatureGLM(BaseEstimator):
                 permuted.null_max, np.where(np.isfinite(size), size, np.nan), exhaustive=permuted.exhaustive
             )
             fitted = np.where(np.isfinite(size), fitted, permuted.p_fwer)
-            found = {"p_fwer": fitted, "p_step_down": np.minimum(fitted, permuted.p_step_down)}
-        return found
+            found, tail = {"p_fwer": fitted, "p_step_down": np.minimum(fitted, permuted.p_step_down)}, "gpd"
+        return found, tail
 
     def _warn(self, contrast: Contrast, plan: ContrastPlan, tested: np.ndarray) -> tuple[str, ...]:
         told = []

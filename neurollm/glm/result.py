@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "neurollm.ContrastResult"
-VERSION = 2
+VERSION = 3
 OUTPUT_TYPES = ("z_score", "stat", "p_value", "effect_size", "effect_variance", "effect_size_std", "df")
 _SIZE_NAMES = {"hedges_g": "g", "hedges_g_z": "g", "partial_eta2": "eta2", "partial_r": "r"}
 
@@ -91,6 +91,8 @@ class ContrastResult:
     unit : float
         Turns a t statistic into a standardised difference, ``g = J · t · unit``; NaN for r and η².
     p_method, fdr : str
+    tail : {"permutation", "gpd"}
+        What the corrected p come from: counts alone, or a generalised Pareto distribution where they are small.
     n_tests, n_items, n_items_dropped : int
     exchange : Exchange
         What was exchanged, how many shufflings exist and how many were used, and the seed.
@@ -134,6 +136,7 @@ class ContrastResult:
     unit: float
     p_method: str
     fdr: str
+    tail: str
     n_tests: int
     n_items: int
     n_items_dropped: int

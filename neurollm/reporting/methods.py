@@ -216,11 +216,10 @@ def _corrected(study: Study, results: list[ContrastResult]) -> list[str]:
         for used, text in ((False, "(b + 1)/(B + 1)"), (True, "the share of all possible shufflings"))
         if used in exhaustive
     ]
-    settings = (study.config.get("analyses") or {}).get("glm") or {}
     tail = (
         ", the smallest of them from a generalised Pareto distribution fitted to the largest statistics "
         "(Winkler et al., 2016)"
-        if settings.get("tail") == "gpd"
+        if any(result.tail == "gpd" for result in permuted)
         else ""
     )
     return [

@@ -95,6 +95,12 @@ def test_the_text_of_weights_reads_back_exactly(weights):
 LEVEL = st.text(st.characters(categories=("L", "N", "P", "S", "Zs"), exclude_characters="`"), min_size=1, max_size=8)
 
 
+def test_a_backtick_in_a_name_is_quoted_otherwise():
+    contrast = Contrast.parse([1, -1], ["`a", "b'"])
+    assert contrast.expression == "'`a' - `b'`"
+    assert Contrast.parse(contrast.expression, contrast.parameters).weights == contrast.weights
+
+
 @given(st.lists(LEVEL.map(str.strip).filter(bool), min_size=2, max_size=5, unique=True), st.data())
 def test_any_level_name_works_in_backticks(levels, data):
     a, b = data.draw(st.permutations(levels))[:2]

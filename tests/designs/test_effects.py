@@ -335,6 +335,34 @@ def test_a_covariate_with_a_large_offset_counts():
     assert moved[1] == pytest.approx(plain[1], rel=1e-4) and moved[0].hypothesis.df == plain[0].hypothesis.df == 17
 
 
+@pytest.mark.parametrize("spread", [1e9, 1e14])
+def test_a_column_of_a_formula_with_a_large_offset_counts(spread):
+    """Dates in nanoseconds, over seconds or days; between items and within them."""
+    for within, between in (({}, {"g": list("uv")}), ({"g": list("uv")}, {})):
+        obs = crossed(20, within, between).assign(when=lambda t: np.round(RNG.random(len(t)) * 1e6) / 1e6 * spread)
+        y, design = RNG.normal(size=len(obs)), FormulaDesign("g + when")
+        shifted = obs.assign(when=obs["when"] + 1.7e18)
+        for term in ("g", "when"):
+            plain, moved = fitted(design, obs, term, y), fitted(design, shifted, term, y)
+            assert moved[1] == pytest.approx(plain[1], rel=1e-4)
+            assert moved[0].model_rank == plain[0].model_rank
+
+
+def test_a_contrast_of_all_cells_of_a_mixed_design_is_told_the_names_of_effects():
+    obs = crossed(10, EMOTION, FORMALITY)
+    design = FactorialDesign(FORMALITY | EMOTION)
+    text = "formal:sad - formal:glad - casual:sad + casual:glad"
+    with pytest.raises(InvalidInput, match="effects go by their names, 'formality', 'emotion', 'formality:emotion'"):
+        design.exchangeability(obs, text)
+    assert design.exchangeability(obs, "formality:emotion").kind == "whole_item"
+
+
+def test_a_column_that_is_there_twice_is_refused():
+    obs = crossed(10, EMOTION)
+    with pytest.raises(InvalidInput, match="2 columns 'emotion'; rename all but one"):
+        CategoricalDesign("emotion").exchangeability(pd.concat([obs, obs[["emotion"]]], axis=1))
+
+
 def test_a_factor_that_varies_in_few_items_is_refused():
     obs = pd.concat([crossed(10, EMOTION, FORMALITY), crossed(10, FORMALITY | EMOTION).assign(item="both")])
     with pytest.raises(InvalidInput, match="varies within 1 of 11 values of 'item'"):

@@ -360,8 +360,10 @@ def test_only_the_sources_that_are_named_are_listed(tmp_path):
 
 
 def test_a_pareto_tail_is_told(tmp_path):
-    _, text = study_of(tmp_path, contrast_result("paired"), config="analyses: {glm: {tail: gpd}}")
-    assert "a generalised Pareto distribution fitted to the largest statistics" in text
+    words = "a generalised Pareto distribution fitted to the largest statistics"
+    for tail, told in (("gpd", True), ("permutation", False)):
+        result = contrast_result("paired", tail=tail)
+        assert result.tail == tail and (words in study_of(tmp_path, result)[1]) == told
 
 
 def test_several_kinds_of_tests_are_told_apart(tmp_path):
