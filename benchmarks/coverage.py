@@ -79,13 +79,14 @@ def g_av(rng: np.random.Generator, n_data: int) -> Settings:
 
 
 def auc_of_groups(rng: np.random.Generator, n_data: int) -> Settings:
-    """Normal values, and values of which most are zero."""
-    for n, m in ((8, 8), (12, 40), (30, 30), (200, 200)):
+    """Normal values, also of unequal spread, and values of which many are zero."""
+    for n, m in ((8, 8), (12, 40), (40, 12), (30, 30), (200, 200)):
         first, size = np.arange(n + m) < n, (n + m, n_data)
-        for delta in (0, 1, 2.5):
-            Y = rng.normal(size=size) + delta * first[:, None]
-            yield f"{n} + {m} items, normal, δ = {delta:g}", auc_interval(Y, first), stats.norm.cdf(delta / np.sqrt(2))
-        for p, q in ((0.05, 0.05), (0.1, 0.1), (0.2, 0.05), (0.5, 0.1), (0.5, 0.5), (0.9, 0.2)):
+        for delta, sd in itertools.product((0, 1, 2.5), (1, 3)):
+            Y = rng.normal(size=size) * np.where(first, sd, 1)[:, None] + delta * first[:, None]
+            truth = stats.norm.cdf(delta / np.sqrt(1 + sd**2))
+            yield f"{n} + {m} items, normal, δ = {delta:g}, sd {sd} and 1", auc_interval(Y, first), truth
+        for p, q in ((0.05, 0.05), (0.1, 0.1), (0.2, 0.05), (0.3, 0.02), (0.5, 0.1), (0.5, 0.5), (0.9, 0.2)):
             Y = np.where(rng.random(size) < np.where(first, p, q)[:, None], rng.random(size), 0)
             yield f"{n} + {m} items, {p:.0%} and {q:.0%} active", auc_interval(Y, first), (1 + p - q) / 2
 
@@ -100,12 +101,12 @@ def auc_of_pairs(rng: np.random.Generator, n_data: int) -> Settings:
 
 def rates(rng: np.random.Generator, n_data: int) -> Iterator[tuple[str, np.ndarray, np.ndarray, np.ndarray, float]]:
     """Shares of active trials, as items vary in their probability: of two groups, and of the first one's pairs."""
-    shares = ((0.5, 0.5), (0.3, 0.1), (0.9, 0.2), (0.05, 0.05), (0.02, 0.2))
-    for n, n_trials, (p, q) in itertools.product((10, 20, 30, 60), (1, 4, 8), shares):
+    shares = ((0.5, 0.5), (0.3, 0.1), (0.9, 0.2), (0.02, 0.2), (0.05, 0.05), (0.02, 0.02))
+    for n, n_trials, (p, q) in itertools.product((10, 20, 30, 60), (1, 4, 8, 16), shares):
         z = rng.normal(size=(3, n, n_data))
         z[2] = 0.6 * z[0] + 0.8 * z[2]
         sides = [_shares(rng, side, rate, n_trials) for side, rate in zip(z, (p, q, q), strict=True)]
-        yield f"{n} items, {n_trials} trials, rates {p:g} and {q:g}", *sides, p - q
+        yield f"{n} items, {n_trials} trials each, rates {p:g} and {q:g}", *sides, p - q
 
 
 def _shares(rng: np.random.Generator, z: np.ndarray, p: float, n_trials: int) -> np.ndarray:
@@ -138,8 +139,8 @@ INTERVALS = {
 
 def coverage(n_data: int) -> None:
     """One row per interval."""
-    error = np.sqrt(0.95 * 0.05 / n_data)
-    print(f"Nominal 95 % intervals, {n_data} data sets per setting: share that holds the true value (± {error:.4f})\n")
+    print(f"Nominal 95 % intervals, {n_data} data sets per setting: share that holds the true value")
+    print(f"(standard error of one of them {np.sqrt(0.95 * 0.05 / n_data):.4f})\n")
     print("| interval | settings | lowest | highest | setting of the lowest |\n|---|---:|---:|---:|---|")
     for name, settings in INTERVALS.items():
         found = {
@@ -176,7 +177,7 @@ def items_and_templates(n_data: int) -> None:
     }
     print(f"\n16 items × 16 templates, both random, {n_data} data sets: rejected at {ALPHA:g}\n")
     print(f"| {' | '.join(p)} |\n|{'---:|' * len(p)}")
-    print("| " + " | ".join(f"{_share(values <= ALPHA)}" for values in p.values()) + " |", flush=True)
+    print("| " + " | ".join(_share(values <= ALPHA) for values in p.values()) + " |", flush=True)
 
 
 def _share(hits: np.ndarray) -> str:
@@ -223,12 +224,9 @@ def mixed_level(n_features: int) -> None:
     print(f"\nOur mixed model without a mean effect, {n_features} features: rejected at {ALPHA:g}\n")
     print("| items × templates | rejected | converged |\n|---|---:|---:|")
     for n_items, n_templates in ((24, 12), (40, 4)):
-        rng, frames = np.random.default_rng(n_templates), []
-        for start in range(0, n_features, MOST_FEATURES):
-            size = min(MOST_FEATURES, n_features - start)
-            values, obs = crossed(rng, n_items, n_templates, size, SPREAD)
-            frames.append(mixed_model(values, obs, "condition", template="template"))
-        frame = pd.concat(frames)
+        values, obs = crossed(np.random.default_rng(0), n_items, n_templates, n_features, SPREAD)
+        parts = (values[:, start : start + MOST_FEATURES] for start in range(0, n_features, MOST_FEATURES))
+        frame = pd.concat(mixed_model(part, obs, "condition", template="template") for part in parts)
         print(f"| {n_items} × {n_templates} | {_share(frame['p'] <= ALPHA)} | {frame['converged'].mean():.1%} |")
 
 
@@ -238,7 +236,6 @@ def main() -> None:
     parser.add_argument("--features", type=int, default=400, help="features for the level of the mixed model")
     parser.add_argument("--beside", type=int, default=20, help="features for the comparison with statsmodels")
     options = parser.parse_args()
-    warnings.simplefilter("ignore")
     coverage(options.data)
     items_and_templates(options.data)
     beside_statsmodels(options.beside)

@@ -51,6 +51,11 @@ _EXPECTED = {
 }
 
 
+def several(name: str) -> str:
+    """The plural of a unit, which is the name of a column: ``items``, ``trials``; a name in s stays as it is."""
+    return name if name.endswith("s") else f"{name}s"
+
+
 def one_line(text: object) -> str:
     """Write control characters, line ends and halves of surrogate pairs as escapes.
 

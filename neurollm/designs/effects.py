@@ -26,7 +26,7 @@ from neurollm.designs.planning import (
 )
 from neurollm.designs.table import ItemTable, rows_by_item
 from neurollm.errors import InvalidInput
-from neurollm.validation import listed
+from neurollm.validation import listed, several
 
 if TYPE_CHECKING:
     from neurollm.designs.cells import CellDesign
@@ -107,7 +107,7 @@ def _words(design: CellDesign, levels: dict, within: list[str], between: list[st
         return (
             f"{' and '.join(told[name] for name in inside)} {'varies' if len(inside) == 1 else 'vary'} in every {item}"
         )
-    groups = f"{item}s differ in {' and '.join(told[name] for name in outside)}"
+    groups = f"{several(item)} differ in {' and '.join(told[name] for name in outside)}"
     if not inside:
         return groups[0].upper() + groups[1:]
     return (

@@ -26,7 +26,7 @@ from neurollm.errors import InvalidInput
 from neurollm.stats import shufflings
 from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.partition import Partition, orthonormal, partition
-from neurollm.validation import closest, listed, shortened
+from neurollm.validation import closest, listed, several, shortened
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,7 +233,7 @@ class FormulaDesign(Design):
         shuffling = shufflings.whole_item(codes, blocks)
         nothing = np.zeros((table.n_rows, 0))  # covariates are columns of the model here
         frame = Frame(contrast.name, self.item or "trial", np.arange(n)[:, None], nothing, blocks, table.n_rows)
-        words = f"{frame.item[0].upper()}{frame.item[1:]}s differ in {contrast.name}"
+        words = f"{several(frame.item)[0].upper()}{several(frame.item)[1:]} differ in {contrast.name}"
         told = describe(shuffling, words, frame, residuals=True)
         groups = np.zeros(n, int) if blocks is None else blocks
         return self._finish(contrast, frame, (sparse.csr_array(means), model), (groups, shuffling), told)
@@ -264,8 +264,8 @@ class FormulaDesign(Design):
         hypothesis = Hypothesis(np.full((n, 1), n**-0.5), none, none, None, n - 1, shuffling)
         residuals = part.others.shape[1] > fixed.shape[1]
         text = (
-            f"{contrast.name} varies inside {item}s: the sign of its share of the estimate is flipped in each of the "
-            f"{n} {item}s"
+            f"{contrast.name} varies inside {several(item)}: the sign of its share of the estimate is flipped in each "
+            f"of the {n} {several(item)}"
         )
         told = in_words(shuffling, (n, item), text, residuals)
         used = np.flatnonzero(np.isin(table.item_codes, informative))

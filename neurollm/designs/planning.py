@@ -34,7 +34,7 @@ from neurollm.stats import shufflings
 from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.partition import orthonormal, partition
 from neurollm.stats.shufflings import Shuffling
-from neurollm.validation import listed
+from neurollm.validation import listed, several
 
 MIN_COMPLETE_SHARE = 0.5  # of items: with fewer the design is mixed, not incomplete
 
@@ -200,8 +200,8 @@ def plan(frame: Frame, inside: Inside, between: Between, words: str) -> Contrast
     df = n * inside.space.shape[1] - part.rank
     if df < 1:
         raise InvalidInput(
-            f"contrast '{frame.name}': {n} {frame.item}s for a model of rank {part.rank} leave no degrees of freedom; "
-            f"more values of '{frame.item}' are needed in every condition."
+            f"contrast '{frame.name}': {n} {several(frame.item)} for a model of rank {part.rank} leave no degrees of "
+            f"freedom; more values of '{frame.item}' are needed in every condition."
         )
     others = orthonormal(part.others, against=fixed)
     if between.shuffled_along:
@@ -266,9 +266,9 @@ def describe(shuffling: Shuffling, words: str, frame: Frame, residuals: bool) ->
     n, item = len(frame.rows), frame.item
     blocks = "" if frame.blocks is None else f", inside each of {len(np.unique(frame.blocks))} blocks"
     text = {
-        "sign_flip": f"the sign of the difference is flipped in each of the {n} {item}s",
-        "within_item": f"these labels are exchanged inside each of the {n} {item}s",
-        "whole_item": f"the labels are exchanged between the {n} {item}s as wholes{blocks}",
+        "sign_flip": f"the sign of the difference is flipped in each of the {n} {several(item)}",
+        "within_item": f"these labels are exchanged inside each of the {n} {several(item)}",
+        "whole_item": f"the labels are exchanged between the {n} {several(item)} as wholes{blocks}",
     }
     return in_words(shuffling, (n, item), f"{words}: {text[shuffling.kind]}", residuals)
 

@@ -24,7 +24,7 @@ from neurollm.stats.ranks import rank_rows
 from neurollm.stats.threads import in_parts
 from neurollm.stats.transforms import TRANSFORMS
 from neurollm.stats.welch import welch_contrast, welch_test
-from neurollm.validation import listed
+from neurollm.validation import listed, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -349,8 +349,9 @@ class FeatureGLM(BaseEstimator):
             return "F" if test.contrast.rank > 1 else "t", fit.stat, fit.df, None
         if plan.group_codes is None:
             raise InvalidInput(
-                f"contrast '{test.contrast.name}': stat '{self.stat}' compares groups of {plan.exchangeability.unit}s "
-                "by one difference, without covariates or blocks; use stat 't' here."
+                f"contrast '{test.contrast.name}': stat '{self.stat}' compares groups of "
+                f"{several(plan.exchangeability.unit)} by one difference, without covariates or blocks; "
+                "use stat 't' here."
             )
         robust = welch_contrast(test.data, plan.group_codes, plan.group_weights, self.stat)
         return self.stat, robust.stat, robust.df, robust.se
@@ -391,19 +392,19 @@ class FeatureGLM(BaseEstimator):
         unit = plan.exchangeability.unit
         if plan.n_dropped:
             told.append(
-                f"contrast '{contrast.name}': {plan.n_dropped} of {plan.n_dropped + n_items} {unit}s were left out "
-                "because they miss a level."
+                f"contrast '{contrast.name}': {plan.n_dropped} of {plan.n_dropped + n_items} {several(unit)} were left "
+                "out because they miss a level."
             )
         if n_possible < FEW_SHUFFLINGS:
             told.append(
-                f"contrast '{contrast.name}': only {n_possible} shufflings of {n_items} {unit}s exist, fewer than "
-                f"{FEW_SHUFFLINGS}, so p values are coarse; more {unit}s are needed for p well below .05."
+                f"contrast '{contrast.name}': only {n_possible} shufflings of {n_items} {several(unit)} exist, fewer "
+                f"than {FEW_SHUFFLINGS}, so p values are coarse; more {several(unit)} are needed for p well below .05."
             )
         n_unequal = self._n_unequal(plan)
         if n_unequal > UNEQUAL_SHARE * n_items:
             told.append(
-                f"contrast '{contrast.name}': in {n_unequal} of {n_items} {unit}s the conditions were averaged over "
-                "different trials, so they may also differ in wording; "
+                f"contrast '{contrast.name}': in {n_unequal} of {n_items} {several(unit)} the conditions were averaged "
+                "over different trials, so they may also differ in wording; "
                 f"give every {unit} the same templates in all conditions."
             )
         if not tested.any():

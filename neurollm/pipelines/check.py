@@ -10,6 +10,7 @@ import numpy as np
 from neurollm.errors import InvalidInput
 from neurollm.pipelines.contexts import read_corpora
 from neurollm.pipelines.study import Study
+from neurollm.validation import several
 
 if TYPE_CHECKING:
     from neurollm.designs import Contrast, ContrastPlan
@@ -47,7 +48,8 @@ def check_pipeline(path: str | os.PathLike) -> str:
         read_corpora(study)
     n_items = len(set(study.design.item_labels(obs)))
     lines = [
-        f"study {study.pipeline.name}: {len(obs)} stimuli, {n_items} {study.design.item or 'trial'}s ({_cells(study)})"
+        f"study {study.pipeline.name}: {len(obs)} stimuli, {n_items} {several(study.design.item or 'trial')} "
+        f"({_cells(study)})"
     ]
     for name, plan in plans.items():
         contrast = study.contrasts[name]
@@ -82,7 +84,8 @@ def _rank(plan: ContrastPlan) -> str:
     """A plan exists only for what can be estimated, so this is said and not asked."""
     redundant = plan.n_columns - plan.model_rank
     told = f"estimable; the model has rank {plan.model_rank} and {plan.hypothesis.df} residual degrees of freedom"
-    dropped = f"; {plan.n_dropped} {plan.exchangeability.unit}s that miss a cell are left out" if plan.n_dropped else ""
+    unit = several(plan.exchangeability.unit)
+    dropped = f"; {plan.n_dropped} {unit} that miss a cell are left out" if plan.n_dropped else ""
     return told + (f" ({redundant} of its {plan.n_columns} columns redundant)" if redundant > 0 else "") + dropped
 
 
@@ -110,7 +113,8 @@ def _sensitivity(study: Study, contrast: Contrast, plan: ContrastPlan) -> str:
     df = plan.hypothesis.df
     # With several rows per item the standardised size is that of the items' scores, see `neurollm.glm`.
     unit = plan.scale if plan.scores is None else exchange.n_units**-0.5
-    among = f"among {n_features:,} features at p_FWER ≤ {glm.alpha:g} (Bonferroni, {exchange.n_units} {exchange.unit}s)"
+    units = f"{exchange.n_units} {several(exchange.unit)}"
+    among = f"among {n_features:,} features at p_FWER ≤ {glm.alpha:g} (Bonferroni, {units})"
     size = detectable(bonferroni(glm.alpha, n_features, df, glm.alternative), df, unit, glm.alternative)
     if not size < LARGEST:
         return f"no effect up to {LARGEST:g} standard deviations would be found with {POWER:.0%} power {among}"

@@ -9,6 +9,8 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
+from neurollm.validation import several
+
 MISSING = "–"
 MINUS = "\N{MINUS SIGN}"
 _SUPERSCRIPT = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
@@ -189,7 +191,7 @@ def duration(seconds: Any) -> str:
 
 def plural(number: int, one: str, many: str | None = None) -> str:
     """``1 item`` or ``56 items``."""
-    return f"{count(number)} {one if number == 1 else many or one + 's'}"
+    return f"{count(number)} {one if number == 1 else many or several(one)}"
 
 
 def statistics(text: Any) -> Markup:

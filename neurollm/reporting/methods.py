@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from neurollm.plotting.sides import contrast_sides, has_sides, joined
 from neurollm.reporting.formatting import count, decimal, exact, is_number, plural, proportion
 from neurollm.reporting.sentences import FDR_NAMES, P_METHODS, method_phrase, tally
+from neurollm.validation import several
 
 if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
@@ -151,21 +152,21 @@ def _statistic(result: ContrastResult) -> str:
     """The statistic in words."""
     unit, kind, q = result.exchange.unit, result.exchange.kind, result.contrast.rank
     if result.stat_kind == "welch":
-        text = f"Welch’s t statistic with a variance of its own for each group of {unit}s (Welch, 1947)"
+        text = f"Welch’s t statistic with a variance of its own for each group of {several(unit)} (Welch, 1947)"
     elif result.stat_kind == "hc3":
         errors = "heteroscedasticity-consistent standard errors (HC3; MacKinnon & White, 1985)"
-        text = f"a t statistic over {unit}s with {errors}"
+        text = f"a t statistic over {several(unit)} with {errors}"
     elif result.is_f:
-        rows = f"{unit}s and levels" if kind == "within_item" else f"{unit}s"
+        rows = f"{several(unit)} and levels" if kind == "within_item" else f"{several(unit)}"
         text = f"an F statistic with {q} numerator degrees of freedom in a linear model of {rows}"
     elif not has_sides(result):
         text = "the t statistic of a coefficient in a linear model"
     else:
         groups = sum(weight != 0 for weight in result.contrast.weights[0])
         text = {
-            "sign_flip": f"a paired t statistic over {unit}s",
-            "within_item": f"the t statistic of the contrast in an additive model of {unit}s and levels",
-            "whole_item": f"a two-sample t statistic over {unit}s"
+            "sign_flip": f"a paired t statistic over {several(unit)}",
+            "within_item": f"the t statistic of the contrast in an additive model of {several(unit)} and levels",
+            "whole_item": f"a two-sample t statistic over {several(unit)}"
             if groups == 2
             else f"the t statistic of the contrast of {unit} means with pooled variance",
         }[kind]

@@ -10,6 +10,7 @@ from scipy import stats
 
 from neurollm.reporting.formatting import decimal, exact
 from neurollm.stats.power import smallest_detectable
+from neurollm.validation import several
 
 if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
@@ -44,7 +45,7 @@ def sensitivity(result: ContrastResult, alpha: float) -> str:
         how = f"Bonferroni threshold {decimal(critical)} of p ≤ {exact(alpha)}"
     size = detectable(critical, df, result.unit, result.alternative)
     if math.isinf(size):
-        return f"No effect, whatever its size, had a power of {POWER:.0%} with these {result.exchange.unit}s."
+        return f"No effect, whatever its size, had a power of {POWER:.0%} with these {several(result.exchange.unit)}."
     symbol = "g_z" if result.effect_size_kind == "hedges_g_z" else "g"
     return (
         f"The test had a power of {POWER:.0%} for effects of {symbol} = {decimal(size)} and more "

@@ -9,6 +9,7 @@ import numpy as np
 
 from neurollm.plotting.sides import compares_cells, contrast_sides, decisive_p, has_sides, joined
 from neurollm.reporting.formatting import auroc, count, exact, is_number, p_sentence, plural
+from neurollm.validation import several
 
 if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
@@ -80,8 +81,8 @@ def method_phrase(result: ContrastResult) -> str:
         return "no permutations"
     what = {
         "sign_flip": f"sign-flips by {exchange.unit}",
-        "within_item": f"shufflings of the labels within {exchange.unit}s",
-        "whole_item": f"shufflings of whole {exchange.unit}s",
+        "within_item": f"shufflings of the labels within {several(exchange.unit)}",
+        "whole_item": f"shufflings of whole {several(exchange.unit)}",
     }.get(exchange.kind, "shufflings")
     number = f"all {count(exchange.n_possible)} possible" if exchange.exhaustive else count(exchange.n_perm)
     return f"{number} {what}"

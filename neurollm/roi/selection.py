@@ -12,6 +12,7 @@ from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm import ContrastResult, FeatureGLM
 from neurollm.roi.contents import item_keys, text_keys, trials
 from neurollm.roi.region import ROI
+from neurollm.validation import several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,7 +69,7 @@ def select_roi(
         tuple(result.feature[positions].tolist()),
         tuple(int(sign) or 1 for sign in signs),
         f"{rule} of {result.n_tests:,} tested features ({how}) in the contrast '{result.contrast.expression}', "
-        f"{result.n_items} {result.exchange.unit}s.",
+        f"{result.n_items} {several(result.exchange.unit)}.",
         result.contrast,
         item,
         items,
@@ -164,7 +165,7 @@ def _items(result: ContrastResult, obs: pd.DataFrame) -> tuple[str | None, tuple
     if trials_digest(obs, item) != result.trials:
         raise DataMismatch(
             f"select_roi: the trial table ({len(obs)} trials) is not the one that contrast '{result.name}' was "
-            f"computed from ({result.n_items + result.n_items_dropped} {unit}s); give the whole table that was fitted, "
-            "because all of it counts as used."
+            f"computed from ({result.n_items + result.n_items_dropped} {several(unit)}); give the whole table that was "
+            "fitted, because all of it counts as used."
         )
     return item, labels

@@ -24,7 +24,7 @@ from neurollm.stats.arrays import by_columns, dense
 from neurollm.stats.effects import small_sample_factor
 from neurollm.stats.evidence import bayes_factor, equivalence
 from neurollm.stats.transforms import TRANSFORMS
-from neurollm.validation import listed
+from neurollm.validation import listed, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,7 @@ class ROITest:
             extra += f", equivalence within g = {self.bounds[0]:g} … {self.bounds[1]:g}: p = {self.p_equivalence:.3g}"
         return (
             f"{score.name} in ROI {self.roi.name} ({int(self.members.valid.sum())} of {len(self.roi.feature)} features "
-            f"vary over {score.n_items} {'' if self.roi.is_declared else 'held-out '}{score.exchange.unit}s): "
+            f"vary over {score.n_items} {'' if self.roi.is_declared else 'held-out '}{several(score.exchange.unit)}): "
             f"{'differs' if p <= alpha else 'no difference shown'}, {label} = {size:.2f} [{low:.2f}, {high:.2f}], "
             f"p = {p:.3g} ({score.alternative}){extra}; at least {self.n_true} of the features carry it."
         )

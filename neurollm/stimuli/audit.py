@@ -15,6 +15,7 @@ digits                    of counts per stimulus, over characters
 the same of a:b           difference of these differences                      ≤.10  >.20
 template                  total variation distance of template frequencies     ≤.05  >.10
 pairing                   share of items complete in all levels (or cells)     1     <1
+materials                 sets of words in which levels differ / items         ≥.75  warn
 balance                   smallest cell / largest cell                         ≥.90  <.80
 duplicates                stimuli whose text occurred before                   0     >0
 target                    share of stimuli with a target span                  1     warn
@@ -28,7 +29,8 @@ standardised effect of .54. Paired designs remove the noise between items, so a 
 of a third of its own SD is visible with the usual number of items. Punctuation is one
 token with its own features, so five stimuli in a hundred are the most that is tolerated.
 Lexical decodability warns where it exceeds chance by more than .05 with p ≤ .05
-(permutation within items). Accuracy *below* chance is no tell: it is what counterbalanced
+(permutation within items). Materials warns where items are told apart by the same words: won/lost in
+four sentences is one observation of words, not four. Accuracy *below* chance is no tell: it is what counterbalanced
 words give when the item left out uses the same words the other way round.
 """
 
@@ -44,7 +46,7 @@ import numpy as np
 import pandas as pd
 
 from neurollm.errors import InvalidInput
-from neurollm.stimuli._lexical import LeaveOneItemOut, telltale_ngrams
+from neurollm.stimuli._lexical import LeaveOneItemOut, telltale_ngrams, words
 from neurollm.stimuli._validation import quoted
 from neurollm.validation import closest
 
@@ -59,6 +61,7 @@ _PAIRED = (0.30, 0.50)
 _RATE = (0.05, 0.10)
 _RATE_INTERACTION = (0.10, 0.20)
 _BALANCE = (0.90, 0.80)
+_MATERIALS = 0.75
 _LEXICAL_EXCESS, _LEXICAL_P = 0.05, 0.05
 _NGRAM_SHARE = 0.5
 
@@ -160,7 +163,7 @@ def audit(stimuli: StimulusSet, factors: Iterable[str] | None = None) -> AuditRe
         for kind, counts in symbols.items():
             checks.append(_symbol(table, factor, levels, kind, counts))
         checks += [_template(table, factor, levels), _pairing(table, factor, levels)]
-        checks += _lexical(table, factor, levels, decoders)
+        checks += [*_materials(table, factor, levels), *_lexical(table, factor, levels, decoders)]
     checks += _crossing(table, factors)
     for a, b in itertools.combinations(factors, 2):
         if len(stimuli.levels(a)) == len(stimuli.levels(b)) == 2:
@@ -331,6 +334,32 @@ def _completeness(table: pd.DataFrame, by: list[str], n_cells: int) -> Check:
     broken = complete.index[~complete]
     reason = f"{len(broken)} of {len(complete)} items are incomplete, for example {quoted(broken[:3])}"
     return Check("pairing", name, "fail", share, 1.0, reason)
+
+
+def _materials(table: pd.DataFrame, factor: str, levels: tuple[str, ...]) -> list[Check]:
+    """Whether the words in which the levels of an item differ are its own; nothing if no item occurs in two levels."""
+    found: dict[str, dict[str, set[str]]] = {}
+    for item, level, text in zip(table["item"], table[factor], table["text"], strict=True):
+        found.setdefault(item, {}).setdefault(level, set()).update(words(text))
+    sets: dict[tuple, list[str]] = {}
+    for item, used in found.items():
+        everywhere = set.intersection(*used.values())
+        own = tuple(tuple(sorted(used.get(level, everywhere) - everywhere)) for level in levels)
+        if len(used) > 1 and any(own):
+            sets.setdefault(own, []).append(item)
+    n_items = sum(map(len, sets.values()))
+    if n_items < 2:
+        return []
+    share = len(sets) / n_items
+    if share >= _MATERIALS:
+        return [Check("materials", factor, "pass", share, _MATERIALS, "items differ in words of their own")]
+    most = max(sets, key=lambda own: len(sets[own]))
+    shown = " / ".join(" ".join(words_of) or "nothing" for words_of in most)
+    reason = (
+        f"{n_items} items differ in only {len(sets)} sets of words ({shown} in {len(sets[most])} of them): to conclude "
+        "about other words make the words the item, and what surrounds them its template"
+    )
+    return [Check("materials", factor, "warn", share, _MATERIALS, reason)]
 
 
 def _lexical(

@@ -13,7 +13,7 @@ from neurollm.files import slug
 from neurollm.glm import ContrastResult
 from neurollm.pipelines import check_pipeline, new_project, run_pipeline
 
-NAMES = ["success", "word_order", "register", "emotion", "polarity", "truth", "register_by_emotion"]
+NAMES = ["success", "success_words", "word_order", "register", "emotion", "polarity", "truth", "register_by_emotion"]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,14 @@ def test_an_f_contrast_counts_features_in_the_controls(examples):
     for row in _controls(run.folder, "anywhere"):
         assert row["auroc"] is None and row["reason"] == "an F contrast has no two sides" and row["n_significant"] >= 0
     assert "No AUROC is given, because an F contrast has no two sides." in run.verdicts[0]
+
+
+def test_what_holds_for_sentences_does_not_hold_for_other_words(examples):
+    run = run_pipeline(examples / "success_words.yaml", verbose=0)
+    result = _result(run.folder, "success_vs_failure")
+    assert (result.n_items, result.exchange.unit) == (14, "outcome_words") and np.nanmin(result.p_fwer) > 0.05
+    assert "No feature" in run.verdicts[0] and "; 14 outcome_words)" in run.verdicts[0]
+    assert "differ in only 14 sets of words" in (run.folder / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("name", "contrast"), [("word_order", "first_vs_second"), ("truth", "true_vs_false")])

@@ -113,6 +113,24 @@ def test_duplicates_fail_after_folding():
     assert "'s0003', 's0006'" in check.reason
 
 
+def test_materials_that_several_items_share_warn():
+    verbs = [("won", "lost"), ("rose", "fell")]
+    rows = [
+        {"text": f"Today the {who} {verb} again.", "item": f"i{i}", "level": level, "template": "t0"}
+        for i, who in enumerate(["king", "poet", "maid", "monk", "smith", "cook"])
+        for level, verb in zip("ab", verbs[i % 2], strict=True)
+    ]
+    check = status(pd.DataFrame(rows), "materials")
+    assert (check.status, check.value) == ("warn", pytest.approx(2 / 6))
+    assert "6 items differ in only 2 sets of words (won / lost in 3 of them)" in check.reason
+    own = [{**row, "text": f"{row['text']} {row['item']}{row['level']}"} for row in rows]
+    assert status(pd.DataFrame(own), "materials").status == "pass"
+    between = [{**row, "item": row["item"] + row["level"]} for row in rows]
+    same = [{**row, "text": f"{row['item']} as ever."} for row in rows]
+    for table in (between, same):  # nothing to compare within items; no words that differ
+        assert "materials" not in StimulusSet(pd.DataFrame(table)).audit().to_frame()["name"].tolist()
+
+
 def test_incomplete_items_fail_and_unpaired_sets_warn():
     table = clean_pairs()
     check = status(table.drop(index=[1, 6]), "pairing")

@@ -18,6 +18,7 @@ SETS = {
 }
 # What words alone may decode, because they define the factor.
 BY_WORDS = {"success": {"outcome"}, "formality_emotion": {"register", "emotion"}, "truth_negation": {"polarity"}}
+SHARED_WORDS = {"success": ("outcome",), "truth_negation": ("polarity",)}
 
 
 @pytest.fixture(params=SETS)
@@ -46,6 +47,7 @@ def test_audit_has_no_failure_and_only_declared_warnings(stimuli):
     assert report.passed, str(report)
     warned = {(check.name, check.factor) for check in report.checks if check.status == "warn"}
     expected = {(f"lexical_{unit}", f) for f in BY_WORDS.get(stimuli.name, ()) for unit in ("words", "bigrams")}
+    expected |= {("materials", factor) for factor in SHARED_WORDS.get(stimuli.name, ())}
     assert warned == expected
     for factor in BY_WORDS.get(stimuli.name, ()):
         assert "by definition" in stimuli.columns[factor]["Description"]
