@@ -30,6 +30,7 @@ from neurollm.stats.moments import label_moments, pearson3_p
 
 LEVELS = (1e-2, 1e-3, 1e-4)
 BLOCK = 20_000  # features per data set
+WITHIN = "within items"
 TAILS = {"two-sided": "", "greater": ", heavy tail", "less": ", light tail"}
 
 Found = tuple[str, np.ndarray, np.ndarray]  # name of the method, its p, and p of the t or F distribution
@@ -73,12 +74,13 @@ def by_glm(situation: Situation, X: np.ndarray, obs: pd.DataFrame, design: Categ
 
 
 def groups(situation: Situation, X: np.ndarray, rng: np.random.Generator) -> Found:
-    """Independent groups of items; a covariate, or blocks, have nothing to do with the features."""
+    """Independent groups of items, or levels of the same; covariate and blocks have nothing to do with the features."""
     n = sum(situation.sizes)
+    item = np.arange(n) % (situation.sizes[0] if situation.given == WITHIN else n)
     group = np.repeat(list("abc")[: len(situation.sizes)], situation.sizes)
-    obs = pd.DataFrame({"item": np.arange(n), "g": group, "n_words": rng.normal(size=n), "topic": np.arange(n) % 2})
-    options = {"covariate": {"covariates": ["n_words"]}, "two blocks": {"blocks": "topic"}, "": {}}
-    return by_glm(situation, X, obs, CategoricalDesign("g", **options[situation.given]))
+    obs = pd.DataFrame({"item": item, "g": group, "n_words": rng.normal(size=n), "topic": np.arange(n) % 2})
+    options = {"covariate": {"covariates": ["n_words"]}, "two blocks": {"blocks": "topic"}}
+    return by_glm(situation, X, obs, CategoricalDesign("g", **options.get(situation.given, {})))
 
 
 def pairs(situation: Situation, X: np.ndarray, rng: np.random.Generator) -> Found:
@@ -122,6 +124,7 @@ def situations() -> list[Situation]:
         plain((5, 75), 0.8, given="covariate", **light),
         plain((5, 75), 0.8, given="two blocks", **light),
         *(plain(sizes, share) for sizes in ((10, 20, 50), (27, 27, 26)) for share in (0.05, 0.2, 0.8)),
+        *(plain((30, 30, 30), share, given=WITHIN) for share in (0.2, 0.8)),
     ]
 
 

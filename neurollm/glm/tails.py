@@ -5,12 +5,12 @@ The first that applies:
 ================  =======================================================  ====================================
 `p_method`        where                                                    observed / nominal rate, as found
 ================  =======================================================  ====================================
-``saddlepoint``   sign flips; two groups of items, nothing held constant   .9 to 1.4 down to 1e-4 (exact for at
+``saddlepoint``   sign flips; two groups of items, nothing held constant   .8 to 1.2 down to 1e-4 (exact for at
                                                                            most 14 values that are not zero)
 ``pearson3``      one degree of freedom: covariates, blocks, more levels,  below 1, but in the light tail of
                   labels within items                                      skewed features in unequal groups
-``beta``          several degrees of freedom; between items not below      below 1; within items up to 1.6 at
-                  the Bonferroni p of one level against the rest           1e-4
+``beta``          several degrees of freedom; between items not below      below 1
+                  the Bonferroni p of one level against the rest
 ``robust``        Welch and HC3: the larger of the t distribution's with the  as the better of the two
                   statistic's own df and `saddlepoint` or `pearson3`
 ``t``, ``F``      signs flipped on residuals; labels of several factors    parametric
