@@ -193,8 +193,9 @@ class FormulaDesign(Design):
         """
         model = self.design_matrix(table.obs).to_numpy(float)
         means = _item_means(table)
-        inside = np.abs(model - (means @ model)[table.item_codes]).max(axis=0)
-        varies = inside > np.maximum(1e-9 * np.ptp(model, axis=0), _CONSTANT * np.abs(model).max(axis=0))
+        centred = _centred(model)
+        inside = np.abs(centred - (means @ centred)[table.item_codes]).max(axis=0)
+        varies = inside > 1e-9 * np.abs(centred).max(axis=0)
         tested = contrast.matrix.any(axis=0)
         if varies[tested].all():
             return self._within(table, contrast, model)
@@ -259,7 +260,9 @@ class FormulaDesign(Design):
         if n < 2:
             raise InvalidInput(f"contrast '{contrast.name}': it varies within {n} {item}; at least 2 are needed.")
         shares = n * part.scale * shares[informative]
-        reduce = sparse.csr_array(shares.toarray() - (shares @ part.others) @ part.others.T)
+        weights = shares.toarray() - (shares @ part.others) @ part.others.T
+        # Rounding is no weight: a feature that is silent in an item has no score there, and no rank.
+        reduce = sparse.csr_array(np.where(np.abs(weights) > _UNINFORMATIVE * np.abs(weights).max(), weights, 0))
         shuffling, none = shufflings.sign_flip(n), np.zeros((n, 0))
         hypothesis = Hypothesis(np.full((n, 1), n**-0.5), none, none, None, n - 1, shuffling)
         residuals = part.others.shape[1] > fixed.shape[1]
@@ -286,15 +289,12 @@ class FormulaDesign(Design):
 
     def _partition(self, contrast: Contrast, model: np.ndarray, fixed: np.ndarray) -> Partition:
         padded = np.hstack([contrast.matrix, np.zeros((contrast.rank, fixed.shape[1]))])
-        # What is fixed contains the constant. A large offset, as of dates, would drown what varies.
-        centred = model - model.mean(axis=0)
-        centred[:, np.abs(centred).max(axis=0) <= _CONSTANT * np.abs(model).max(axis=0)] = 0
-        part = partition(np.hstack([centred, fixed]), padded)
+        part = partition(np.hstack([_centred(model), fixed]), padded)  # what is fixed contains the constant
         if part is None:
             raise InvalidInput(
                 f"contrast '{contrast.name}' cannot be estimated: the model {shortened(self.formula)!r} "
-                f"({model.shape[1]} columns, rank {np.linalg.matrix_rank(model)}) does not determine it beside the "
-                "constant of every block of exchange; drop redundant terms."
+                f"({model.shape[1]} columns, rank {orthonormal(_centred(model)).shape[1] + 1} with the constant) does "
+                "not determine it beside the constant of every block of exchange; drop redundant terms."
             )
         return part
 
@@ -337,6 +337,13 @@ class FormulaDesign(Design):
         columns = frame.to_numpy(float)[:, chosen.matrix.any(axis=0)]
         spread = columns.std(axis=0)
         return squared_distances((columns - columns.mean(axis=0)) / np.where(spread > 0, spread, 1))
+
+
+def _centred(model: np.ndarray) -> np.ndarray:
+    """Columns without their means: a large offset, as of dates, would drown what varies."""
+    centred = model - model.mean(axis=0)
+    centred[:, np.abs(centred).max(axis=0) <= _CONSTANT * np.abs(model).max(axis=0)] = 0
+    return centred
 
 
 def _item_means(table: ItemTable) -> sparse.csr_array:

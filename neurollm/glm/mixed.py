@@ -7,8 +7,9 @@ two conditions, or enters as the numbers given. The slopes S of items and U of t
 varies within the factor and its cells hold more than one trial, for otherwise they cannot be told from the residual;
 slopes and intercepts are uncorrelated (Barr et al. 2013; Matuschek et al. 2017). p is from the normal distribution
 of β/se, which is liberal with few items or templates (found at .05: .066 with 24 items and 12 templates, .113 with
-40 and 4): the tests of `neurollm.stats` stay the primary ones, this is a check of their robustness. (The MixedLM of statsmodels
-stops short of the maximum where a variance is zero, as it often is for sparse features: `docs/calibration.md`.)
+40 and 4): the tests of `neurollm.stats` stay the primary ones, this is a check of their robustness.
+(The MixedLM of statsmodels stops short of the maximum where a variance is zero, as it often is for sparse features:
+`docs/calibration.md`.)
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class FeatureGLM(BaseEstimator):
     tail : {"permutation", "gpd"}
         "gpd" fits a generalised Pareto distribution to the largest statistics, for family-wise p below 1/n_perm.
     n_jobs : int, optional
-        Threads over features; -1 for all cores. Results do not depend on it.
+        Threads over features (of dense data: in contrasts only); -1 for all cores. Results do not depend on it.
     verbose : int, default=0
 
     Attributes
@@ -377,13 +377,13 @@ class FeatureGLM(BaseEstimator):
         """Corrected p, by the fitted tail where that was asked for, and which of the two it was."""
         found, tail = {"p_fwer": permuted.p_fwer, "p_step_down": permuted.p_step_down}, "permutation"
         # A statistic without residual variation is infinite, and no tail can be fitted to infinite maxima.
-        if self.tail == "gpd" and permuted.n_perm and np.isfinite(permuted.null_max).all():
+        null = permuted.null_max
+        if self.tail == "gpd" and null.size and not permuted.exhaustive and np.isfinite(null).all():
             size = {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[alternative]
-            fitted = gpd_tail(
-                permuted.null_max, np.where(np.isfinite(size), size, np.nan), exhaustive=permuted.exhaustive
-            )
-            fitted = np.where(np.isfinite(size), fitted, permuted.p_fwer)
-            found, tail = {"p_fwer": fitted, "p_step_down": np.minimum(fitted, permuted.p_step_down)}, "gpd"
+            p, used = gpd_tail(null, np.where(np.isfinite(size), size, np.nan), return_used=True)
+            if used.any():
+                fitted = np.where(used, p, permuted.p_fwer)
+                found, tail = {"p_fwer": fitted, "p_step_down": np.minimum(fitted, permuted.p_step_down)}, "gpd"
         return found, tail
 
     def _warn(self, contrast: Contrast, plan: ContrastPlan, tested: np.ndarray) -> tuple[str, ...]:
@@ -460,8 +460,12 @@ class FeatureGLM(BaseEstimator):
             )
         for name in ("n_perm", "random_state", "min_active_items"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+            if not _is_whole(value) or value < 0:
                 raise InvalidInput(f"FeatureGLM: {name} must be a whole number of at least 0, found {value!r}.")
+        if self.n_jobs is not None and not (_is_whole(self.n_jobs) and (self.n_jobs == -1 or self.n_jobs > 0)):
+            raise InvalidInput(
+                f"FeatureGLM: n_jobs must be a positive number of threads, or -1 for all cores, found {self.n_jobs!r}."
+            )
         choices = {
             "alternative": ALTERNATIVES,
             "scale": TRANSFORMS,
@@ -513,13 +517,19 @@ class _Nothing:
         return cls(blank, blank, np.empty(0))
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _rows(table: ItemTable, plan: ContrastPlan, scale: str) -> tuple[Any, np.ndarray | None]:
-    """The rows that are tested, and the largest cell of each feature among those they are made of."""
-    data, largest = combine_rows(plan.reduce, table.values), largest_values(take_rows(table.values, plan.used))
+    """The rows that are tested, and the size of what they are made of: largest cell times length of a row's weights."""
+    data = combine_rows(plan.reduce, table.values)
     if scale != "rank":
-        return data, largest
+        length = np.sqrt(plan.reduce.power(2).sum(axis=1).max(initial=0))
+        return data, length * largest_values(take_rows(table.values, plan.used))
     shuffling = plan.hypothesis.shuffling
-    return rank_rows(data, shuffling.kind, shuffling.rows_per_item, largest), None
+    size = combine_rows(abs(plan.reduce), abs(table.values))
+    return rank_rows(data, shuffling.kind, shuffling.rows_per_item, size), None
 
 
 def _conditions(table: Any, plan: ContrastPlan) -> tuple[tuple[str, ...], np.ndarray]:

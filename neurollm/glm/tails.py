@@ -33,6 +33,7 @@ from neurollm.stats.arrays import (
     by_columns,
     canonical_columns,
     column_blocks,
+    combine_rows,
     dense,
     is_torch,
     largest_values,
@@ -191,8 +192,12 @@ def _one_against_the_rest(Y: Any, codes: np.ndarray, norm: np.ndarray) -> np.nda
         for level in levels:
             x = (codes == level) - np.mean(codes == level)
             x /= np.linalg.norm(x)
-            smallest = np.fmin(smallest, _two_groups(x, Y, np.asarray(x @ Y).ravel() / norm, "two-sided"))
+            smallest = np.fmin(smallest, _two_groups(x, Y, _product(x, Y) / norm, "two-sided"))
     return np.minimum(1, len(levels) * smallest)
+
+
+def _product(x: np.ndarray, Y: Any) -> np.ndarray:
+    return dense(combine_rows(sparse.csr_array(x[None]), Y))[0]
 
 
 def robust_p(p: np.ndarray, stat: np.ndarray, df: np.ndarray, alternative: str) -> tuple[np.ndarray, str]:

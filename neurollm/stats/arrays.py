@@ -114,7 +114,7 @@ def join_columns(parts: list[Any]) -> Any:
     if not sparse.issparse(parts[0]):
         return np.concatenate(parts, axis=-1)
     starts = np.cumsum([0, *(part.nnz for part in parts)])
-    indptr = [part.indptr[:-1] + start for part, start in zip(parts, starts[:-1], strict=True)]
+    indptr = [part.indptr[:-1].astype(np.int64) + start for part, start in zip(parts, starts[:-1], strict=True)]
     arrays = [np.concatenate([getattr(part, name) for part in parts]) for name in ("data", "indices")]
     shape = parts[0].shape[0], sum(part.shape[1] for part in parts)
     return sparse.csc_array((*arrays, np.concatenate([*indptr, starts[-1:]])), shape=shape)

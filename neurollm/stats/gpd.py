@@ -27,8 +27,13 @@ _CRITICAL = np.array([1.66, 1.27, 1.08, 0.96, 0.89, 0.91, 1.01])
 
 
 def gpd_tail(
-    null: np.ndarray, observed: np.ndarray, *, exhaustive: bool = False, floor: float | None = None
-) -> np.ndarray:
+    null: np.ndarray,
+    observed: np.ndarray,
+    *,
+    exhaustive: bool = False,
+    floor: float | None = None,
+    return_used: bool = False,
+) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
     """Upper-tail p values of `observed` in the distribution of which `null` is a sample.
 
     Parameters
@@ -42,10 +47,12 @@ def gpd_tail(
         Least p returned from a fit. Default: ``0.1/(B + 1)``, the reach of a fit: for maxima of normal
         variables it is right within a factor of two at p = 1/B, and a tenth of the true p in every third sample
         at p = 0.1/B.
+    return_used : bool, default=False
+        Return also which p come from the fit.
 
     Returns
     -------
-    ndarray, shape (V,)
+    ndarray, shape (V,), or a tuple with an ndarray of bool
         NaN where `observed` is.
 
     Raises
@@ -67,13 +74,13 @@ def gpd_tail(
     beyond = n - np.searchsorted(null, observed - 1e-9 * np.maximum(np.abs(observed), 1), side="left")
     p = np.where(np.isnan(observed), np.nan, (beyond + plus) / (n + plus))
     fit = None if exhaustive else _threshold(null)
-    if fit is None:
-        return p
-    threshold, share, scale, shape = fit
-    used = (p < _USED_BELOW) & (observed > threshold)
-    tail = share * np.exp(_log_tail(observed[used] - threshold, scale, shape))
-    p[used] = np.clip(tail, 0.1 / (n + 1) if floor is None else floor, _USED_BELOW)
-    return p
+    used = np.zeros(p.shape, bool)
+    if fit is not None:
+        threshold, share, scale, shape = fit
+        used = (p < _USED_BELOW) & (observed > threshold)
+        tail = share * np.exp(_log_tail(observed[used] - threshold, scale, shape))
+        p[used] = np.clip(tail, 0.1 / (n + 1) if floor is None else floor, _USED_BELOW)
+    return (p, used) if return_used else p
 
 
 def _threshold(null: np.ndarray) -> tuple[float, float, float, float] | None:

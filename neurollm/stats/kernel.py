@@ -10,7 +10,7 @@ permutations × features in memory:
    arrangement in every segment of up to 1024 columns (`neurollm.stats.products` derives the bound). With one tested
    column and nothing else in the denominator this is one product and its largest and smallest
    element. Where the rearranged columns hold only a few different numbers (signs, two groups), large
-   products on a CPU are sums looked up in tables, about four times as fast (`neurollm.stats.lookup`).
+   products on a CPU are sums looked up in tables, two to four times as fast (`neurollm.stats.lookup`).
 3. **Confirm**: each arrangement is computed again in float64 in the segment with the highest bound.
    The maximum found there is the arrangement's, unless a bound of another segment lies above it
    *and* an observed statistic lies between the two: only then could the other segments change a decision,
@@ -42,6 +42,7 @@ from neurollm.stats.scan import Scan
 from neurollm.stats.threads import workers
 
 Alternative = Literal["two-sided", "greater", "less"]
+_PERFECT = 1e-12
 ALTERNATIVES = ("two-sided", "greater", "less")
 
 
@@ -75,7 +76,7 @@ def permutation_test(
     random_state : int, default=0
     n_jobs : int, default=1
         Threads over blocks of columns, each with one BLAS thread; -1: one per core. With 1 the products
-        have as many threads as BLAS is given. Tensors always use torch's own threads.
+        have as many threads as BLAS (or torch, where sums are looked up) is given. Tensors always use torch's own.
     count : bool, default=False
         Count uncorrected p values too; all products are then float64, about three times as slow.
     block : (int, int)
@@ -110,7 +111,9 @@ def permutation_test(
         scan = Scan(columns, statistic, draws, np.flatnonzero(tested), block, run)
         maxima, counts = scan.through(count, on_block or (lambda number: None))
     df, q = hypothesis.df, hypothesis.rank
-    null_max = r_to_t(maxima.largest, df) if q == 1 else r_to_f(maxima.largest, df, q)
+    # Rounding decides whether a correlation of 1 comes out as 1, with an infinite t, or just below.
+    largest = np.where(maxima.largest > 1 - _PERFECT, 1.0, maxima.largest)
+    null_max = r_to_t(largest, df) if q == 1 else r_to_f(largest, df, q)
     # The statistic turns the contrast round for "less", so larger is always more extreme; undo it here.
     r = -scan.observed if alternative == "less" else scan.observed
     return maxima.result(tested, r, null_max, counts if count else None, draws.exhaustive)

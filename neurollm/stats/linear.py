@@ -10,7 +10,8 @@ again from centred values.
 
 Activations are float32, so equal activations differ by rounding, in a way that may follow the condition
 (another place in a batch, another sequence length). A feature whose norm is at most
-``32 eps(float32) √rows`` times its largest cell, i.e. that varies by less than 4e-6 of it, is called constant.
+``32 eps(float32) √rows`` times its largest cell times the length of the weights that make a row of cells (1 for a
+mean, √2 for a difference), i.e. that varies by less than 4e-6 of it, is called constant.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from neurollm.stats.arrays import by_columns, column_blocks, dense, largest_values
+from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, dense, largest_values
 from neurollm.stats.hypothesis import Hypothesis
 
 NOISE = 32 * float(np.finfo(np.float32).eps)  # root mean square, as a share of the largest cell; seen: up to 5 eps
@@ -90,8 +91,8 @@ def linear_fit(Y: Any, hypothesis: Hypothesis, largest: np.ndarray | None = None
     Y : ndarray, memory map, scipy.sparse or torch.Tensor, shape (n_rows, V)
     hypothesis : Hypothesis
     largest : ndarray, shape (V,), optional
-        Largest absolute value of each feature, against which rounding is judged; default: of `Y`. Differences do not
-        show it.
+        The size of what each feature's rows are made of, against which rounding is judged; default: the largest value
+        of `Y`. Differences do not show it.
 
     Returns
     -------
@@ -107,6 +108,7 @@ def linear_fit(Y: Any, hypothesis: Hypothesis, largest: np.ndarray | None = None
             projection[:, columns], norm2[columns], residual[columns] = model.fit(block)
     largest = largest_values(Y) if largest is None else np.asarray(largest, float)
     norm = np.sqrt(norm2)
+    norm[~np.isfinite(norm)] = np.nan
     norm[norm <= NOISE * largest * np.sqrt(Y.shape[0])] = 0.0  # a NaN norm compares False and stays
     return LinearFit(projection, norm, residual, hypothesis.df)
 
@@ -173,10 +175,10 @@ def _squares(block: Any, weights: np.ndarray | None = None) -> np.ndarray:
 
 
 def _sparse_blocks(Y: Any, size: int = 1 << 16) -> Any:
-    Y = sparse.csc_array(Y)
+    Y = canonical_columns(Y)  # squares are those of values, not of their parts
     for start in range(0, Y.shape[1], size):
         columns = slice(start, min(start + size, Y.shape[1]))
-        yield columns, Y[:, columns].astype(np.float64)
+        yield columns, Y[:, columns]
 
 
 def _ratio(effect: np.ndarray, scale: np.ndarray) -> np.ndarray:

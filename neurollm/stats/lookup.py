@@ -12,6 +12,7 @@ A product is the sum of the same n terms in another order, so the bound of `neur
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +26,9 @@ WORTHWHILE = 2**36  # multiplications from which on it pays to import torch
 COLUMNS = 128  # under one table: tables of 34 words take 1 MB, the size of a core's second cache
 _ENTRIES = 81  # of a word, at most
 _WORDS = 34  # looked up at once
+_inside: list[int] = []  # torch threads as they were, once for each test that runs
+_inside_lock = threading.Lock()
 _DIGITS = 12  # numbers of a column that agree to so many decimals are one; it has length 1
-
 
 
 class Matrix:
@@ -79,7 +81,7 @@ class Words:
                 words[:, : digit.shape[1]] += np.multiply(digit, levels.size**place, dtype=np.int32)
             words += np.arange(words.shape[1], dtype=np.int32) * len(self._patterns)
             self._words.append(torch.from_numpy(words))
-            self._offsets.append(torch.arange(0, words.size + 1, words.shape[1], dtype=torch.int32))
+            self._offsets.append(torch.from_numpy(np.arange(0, words.size + 1, words.shape[1], dtype=np.int32)))
 
     def __len__(self) -> int:
         """Number of arrangements P."""
@@ -134,15 +136,22 @@ def word_length(n_levels: int) -> int:
 
 @contextmanager
 def one_thread_each() -> Iterator[None]:
-    """New threads look up with one torch thread each: torch gives a thread its number when it first computes."""
+    """New threads look up with one torch thread each: torch gives a thread its number when it first computes.
+
+    Several tests may run at a time: the last to leave puts torch's own number back.
+    """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    with _inside_lock:
+        _inside.append(_inside[0] if _inside else torch.get_num_threads())
+        torch.set_num_threads(1)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _inside_lock:
+            before = _inside.pop()
+            if not _inside:
+                torch.set_num_threads(before)
 
 
 def has_few_levels(column: np.ndarray, draws: Draws) -> bool:

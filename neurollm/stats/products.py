@@ -243,7 +243,7 @@ def float32_copy(X: Any, device: Any, segment: int) -> Any:
         import torch
 
         padded = torch.zeros(shape, dtype=torch.float32, device=device)
-        X = torch.as_tensor(X)
+        X = torch.from_numpy(X) if isinstance(X, np.ndarray) else X
     padded[:, : X.shape[1]] = X
     return padded
 

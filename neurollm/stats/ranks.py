@@ -21,14 +21,14 @@ import numpy as np
 from scipy import sparse
 from scipy.stats import rankdata
 
-from neurollm.stats.arrays import by_columns, column_blocks, is_torch, largest_values
+from neurollm.stats.arrays import by_columns, column_blocks, dense, is_torch
 
-_RESOLUTION = 2.0**-24  # of float32
+_ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of equal activations, as a share of them; seen: up to 5 eps
 
 Kind = Literal["sign_flip", "within_item", "whole_item"]
 
 
-def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, largest: np.ndarray | None = None) -> Any:
+def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, size: Any = None) -> Any:
     """Rank the rows of every column.
 
     Parameters
@@ -38,9 +38,10 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, largest: np.ndarray | 
         What is exchanged; see the table above.
     rows_per_item : int, default=1
         For "within_item".
-    largest : ndarray, shape (V,), optional
-        Largest absolute value of what each column was computed from; default: of the column. Values that float32
-        would not tell apart beside it are tied: means of equal activations differ by the order of summation.
+    size : as `Y`, optional
+        The size of what each value was computed from (of a difference: the sum of the two); default: its own.
+        Neighbours that differ by no more than 1e-6 of it are tied, because equal activations differ by the rounding of
+        float32 and equal means by the order of summation.
 
     Returns
     -------
@@ -55,13 +56,11 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, largest: np.ndarray | 
     [-3.0, 1.0, 2.0]
     """
     Y = by_columns(Y)
-    step = _RESOLUTION * (largest_values(Y) if largest is None else np.asarray(largest, float))
-    usable = np.isfinite(step) & (step > 0)
-    step = np.where(usable, step, 1.0)
+    size = abs(Y) if size is None else by_columns(size)
 
     def ranked(columns: slice, block: np.ndarray) -> np.ndarray:
-        rounded = np.where(usable[columns], np.round(block / step[columns]), block)
-        return _ranked(rounded, kind, rows_per_item)
+        block = np.where(np.isfinite(block), block, np.nan)
+        return _ranked(block, _ROUNDING * dense(size[:, columns]), kind, rows_per_item)
 
     if sparse.issparse(Y):
         parts = [sparse.csc_array(ranked(columns, block)) for columns, block in column_blocks(Y)]
@@ -76,13 +75,25 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, largest: np.ndarray | 
     return out
 
 
-def _ranked(block: np.ndarray, kind: Kind, rows_per_item: int) -> np.ndarray:
-    block = np.where(np.isfinite(block), block, np.nan)
+def _ranked(block: np.ndarray, tolerance: np.ndarray, kind: Kind, rows_per_item: int) -> np.ndarray:
     if kind == "within_item":
-        cube = block.reshape(-1, rows_per_item, block.shape[1])
+        cube = _tied(block, tolerance).reshape(-1, rows_per_item, block.shape[1])
         return (rankdata(cube, axis=1, nan_policy="propagate") - (rows_per_item + 1) / 2).reshape(block.shape)
+    block = np.where(np.abs(block) <= tolerance, 0.0, block)
     if kind == "sign_flip":
-        return np.sign(block) * rankdata(np.abs(block), axis=0, nan_policy="propagate")
-    ranks = rankdata(block, axis=0, nan_policy="propagate")
+        return np.sign(block) * rankdata(_tied(np.abs(block), tolerance), axis=0, nan_policy="propagate")
+    ranks = rankdata(_tied(block, tolerance), axis=0, nan_policy="propagate")
     below, zeros = (block < 0).sum(axis=0), (block == 0).sum(axis=0)
     return ranks - (below + (zeros + 1) / 2)
+
+
+def _tied(block: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
+    """Values of each column, with neighbours that lie within the larger of their tolerances replaced by the first."""
+    order = np.argsort(block, axis=0)
+    values, near = np.take_along_axis(block, order, axis=0), np.take_along_axis(tolerance, order, axis=0)
+    first = np.ones(block.shape, bool)
+    first[1:] = ~(np.diff(values, axis=0) <= np.maximum(near[1:], near[:-1]))
+    start = np.maximum.accumulate(np.where(first, np.arange(len(block))[:, None], 0), axis=0)
+    out = np.empty_like(block)
+    np.put_along_axis(out, order, np.take_along_axis(values, start, axis=0), axis=0)
+    return out

@@ -55,6 +55,7 @@ class Scan:
     ) -> None:
         self._columns, self._statistic, self._draws, self._run = columns, statistic, draws, run
         self._batch, self._width = block
+        self._looked_up = False
         if columns.device is not None and columns.device.type != "cpu":
             self._batch = _CHUNK  # a large product per launch
         self.tested = tested
@@ -82,6 +83,7 @@ class Scan:
         top, below = maxima.top, maxima.below
         X_top = self._columns(self.tested[top]) if top.size else None
         screen = not count
+        self._looked_up = screen and self._looks_up(below.size)
         for chunk in self._chunks(below.size):
             rest = self._screened(below, chunk, maxima, on_block) if screen else None
             if rest is None:
@@ -109,7 +111,7 @@ class Scan:
     def _segment(self, n_columns: int) -> int:
         """Columns under one bound: about a 64th of all, in limits, and a full block a multiple of it."""
         smallest, largest = _SEGMENT
-        wanted = lookup.COLUMNS if self._looks_up(n_columns) else int(np.clip(n_columns // 64, smallest, largest))
+        wanted = lookup.COLUMNS if self._looked_up else int(np.clip(n_columns // 64, smallest, largest))
         return -(-self._width // max(self._width // wanted, 1))
 
     def _looks_up(self, n_columns: int) -> bool:
@@ -160,7 +162,7 @@ class Scan:
         size = self._segment(below.size)
         parts = _parts(below, self._width)
         segments = [segment for part in parts for segment in _parts(part, size)]
-        if self._looks_up(below.size):
+        if self._looked_up:
             import torch
 
             device, product = torch.device("cpu"), (_LOOKED_UP, size)
@@ -174,7 +176,7 @@ class Scan:
             X = float32_copy(self._columns(self.tested[part]), device, size)
             return self._statistic.upper_bounds(rows, X, size, product)
 
-        threads = lookup.one_thread_each if self._looks_up(below.size) and self._run is not map else nullcontext
+        threads = lookup.one_thread_each if self._looked_up and self._run is not map else nullcontext
         with threads():
             for part, found in zip(parts, self._run(screen, parts), strict=True):
                 bounds[:, done : done + found.shape[1]] = found

@@ -338,14 +338,26 @@ def test_a_covariate_with_a_large_offset_counts():
 @pytest.mark.parametrize("spread", [1e9, 1e14])
 def test_a_column_of_a_formula_with_a_large_offset_counts(spread):
     """Dates in nanoseconds, over seconds or days; between items and within them."""
-    for within, between in (({}, {"g": list("uv")}), ({"g": list("uv")}, {})):
-        obs = crossed(20, within, between).assign(when=lambda t: np.round(RNG.random(len(t)) * 1e6) / 1e6 * spread)
+    for n_items, within, between in ((20, {}, {"g": list("uv")}), (20, {"g": list("uv")}, {})):
+        obs = crossed(n_items, within, between).assign(when=lambda t: np.round(RNG.random(len(t)) * 1e6) / 1e6 * spread)
         y, design = RNG.normal(size=len(obs)), FormulaDesign("g + when")
         shifted = obs.assign(when=obs["when"] + 1.7e18)
         for term in ("g", "when"):
             plain, moved = fitted(design, obs, term, y), fitted(design, shifted, term, y)
             assert moved[1] == pytest.approx(plain[1], rel=1e-4)
             assert moved[0].model_rank == plain[0].model_rank
+    dates = 1.7e18 + spread * RNG.random(20)
+    many = crossed(20, {}, {"g": list("uv")}).assign(when=dates).loc[np.repeat(np.arange(20), 3000)]
+    assert FormulaDesign("g + when").exchangeability(many.reset_index(drop=True), "when").kind == "whole_item"
+
+
+@pytest.mark.parametrize("n_items", [6, 10, 12, 20, 22])
+def test_a_constant_column_is_no_variation(n_items):
+    obs = crossed(n_items, {}, {"g": list("uv")}).assign(c=0.1)
+    design = FormulaDesign("g + c")
+    assert design.plan(design.table(obs), design.contrast("g", obs)).model_rank == 2
+    with pytest.raises(InvalidInput, match="3 columns, rank 2 with the constant"):
+        design.exchangeability(obs, "c")
 
 
 def test_a_contrast_of_all_cells_of_a_mixed_design_is_told_the_names_of_effects():

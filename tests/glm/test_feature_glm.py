@@ -11,7 +11,7 @@ from scipy import sparse, stats
 from sklearn.exceptions import NotFittedError
 from support.results import QUESTIONS, trials
 
-from neurollm.designs import CategoricalDesign
+from neurollm.designs import CategoricalDesign, FormulaDesign
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm import ContrastResult, FeatureGLM
 from neurollm.stats import threads
@@ -262,6 +262,8 @@ def test_a_damaged_null_distribution_is_refused(tmp_path, damage):
         ({"scale": "sqrt"}, "scale is 'sqrt'"),
         ({"stat": "u"}, "stat is 'u'"),
         ({"fdr": "storey"}, "fdr is 'storey'"),
+        ({"n_jobs": 0}, "n_jobs must be a positive number of threads, or -1"),
+        ({"n_jobs": "2"}, "n_jobs must be a positive number of threads, or -1"),
         ({"stat": "welch", "scale": "rank"}, "goes with stat 't'"),
         ({"n_perm": -1}, "n_perm must be a whole number"),
         ({"n_perm": 10.5}, "n_perm must be a whole number"),
@@ -365,6 +367,44 @@ def test_two_items_have_no_g():
     assert np.isnan([result.effect_size, result.effect_size_low, result.effect_size_high]).all()
 
 
+@pytest.mark.parametrize("scale", ["raw", "rank"])
+@pytest.mark.parametrize("unit", [1e-9, 1e6, 1e12])
+def test_units_of_covariates_and_weights_do_not_matter(scale, unit):
+    X, obs = trials()
+    obs = obs.assign(x=np.random.default_rng(0).random(len(obs)))
+    slope = FeatureGLM(FormulaDesign("x"), n_perm=100, scale=scale)
+    fitted = [slope.fit(X, obs.assign(x=obs["x"] * by)).compute_contrast("x") for by in (1, unit)]
+    paired = FeatureGLM(CategoricalDesign("outcome"), n_perm=100, scale=scale).fit(X, obs)
+    fitted += [paired.compute_contrast([by, -by]) for by in (1, unit)]
+    for one, other in (fitted[:2], fitted[2:]):
+        assert one.n_tests == other.n_tests == X.shape[1]
+        np.testing.assert_allclose(other.stat, one.stat, rtol=1e-6)
+        np.testing.assert_array_equal(other.p_fwer, one.p_fwer)
+
+
+def test_ranks_withstand_one_huge_value_and_ignore_rounding():
+    X, obs = between(n_templates=1)
+    plain = glm(scale="rank").fit(X, obs).compute_contrast("success - failure")
+    row = int(np.argmax(X[:, 3]))
+    X[row, 3] *= 1e9  # the largest already
+    X[:, 5] = np.random.default_rng(0).choice(np.float32([1, 1 + 2**-23, 1 + 2**-22]), len(X))
+    result = glm(scale="rank").fit(X, obs).compute_contrast("success - failure")
+    assert result.stat[3] == pytest.approx(plain.stat[3]) and plain.valid[5] and not result.valid[5]
+
+
+def test_a_tail_is_named_only_where_it_was_fitted():
+    X, obs = study(n_items=20)
+    assert glm(tail="gpd", n_perm=2000).fit(X, obs).compute_contrast("success - failure").tail == "gpd"
+    for few in (glm(tail="gpd", n_perm=40).fit(X, obs), glm(tail="gpd", n_perm=2000).fit(*study(n_items=9))):
+        result = few.compute_contrast("success - failure")
+        counts = result.p_fwer * (result.exchange.n_perm + (not result.exchange.exhaustive))
+        assert result.tail == "permutation"
+        np.testing.assert_allclose(counts, np.round(counts), atol=1e-9)
+    nothing = glm(tail="gpd").fit(np.ones_like(X), obs)
+    with pytest.warns(UserWarning, match="could be tested"):
+        assert nothing.compute_contrast("success - failure").tail == "permutation"
+
+
 @pytest.mark.parametrize("question", QUESTIONS)
 @pytest.mark.parametrize("options", [{}, {"scale": "rank"}, {"testable_at": 0.01}])
 def test_blocks_of_features_and_threads_do_not_matter(question, options, monkeypatch):
@@ -377,6 +417,6 @@ def test_blocks_of_features_and_threads_do_not_matter(question, options, monkeyp
         assert options == {"testable_at": 0.01}  # for differences of two conditions only
         return
     monkeypatch.setattr(threads, "FEATURES", 7)
-    for store, n_jobs in ((np.asarray, 1), (sparse.csr_array, 2), (sparse.csc_array, -1)):
+    for store, n_jobs in ((np.asarray, 1), (sparse.csr_array, 2), (sparse.csc_array, -1), (torch.tensor, 1)):
         estimator.set_params(n_jobs=n_jobs)
         assert_same(estimator.fit(store(X), obs).compute_contrast(contrast), whole)

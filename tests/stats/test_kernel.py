@@ -47,6 +47,13 @@ def brute_force(Y, hypothesis, arrangements):
         yield rho * direction
 
 
+def test_a_perfect_correlation_is_infinite_in_every_storage():
+    hypothesis = SCHEMES["two_groups"]
+    Y = np.hstack([MANY, 1e3 * hypothesis.tested + 7])
+    null = [run(data, hypothesis, n_perm=4000, block=(100, 130)).null_max for data in (Y, Y[:, ::-1])]
+    assert np.isinf(null[0]).sum() == np.isinf(null[1]).sum()
+
+
 def arrangements(hypothesis, n_perm, seed=0):
     draws = hypothesis.shuffling.draw(n_perm, seed)
     n = hypothesis.n_rows

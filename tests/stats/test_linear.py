@@ -118,14 +118,33 @@ def test_ranks_and_what_they_leave_at_zero(store):
 
 
 @pytest.mark.parametrize("kind", ["whole_item", "sign_flip", "within_item"])
-def test_sums_in_another_order_are_tied(kind):
-    parts = RNG.integers(1, 10, (12, 40, 3)) / 10
-    forward, backward = parts[..., 0] + parts[..., 1] + parts[..., 2], parts[..., 2] + parts[..., 1] + parts[..., 0]
-    assert (forward != backward).any()
-    centred = [values - 1.5 for values in (forward, backward)]
-    ranks = [rank_rows(values, kind, 3, largest=np.full(40, 2.7)) for values in centred]
+@pytest.mark.parametrize("store", [np.asarray, sparse.csr_array, torch.tensor])
+def test_values_that_differ_by_rounding_are_tied(kind, store):
+    parts = np.where(RNG.random((12, 40, 3)) < 0.2, 1, RNG.integers(1, 10, (12, 40, 3))) / 10
+    parts[:, :5] = 0.3  # constant
+    parts[0, 39, 0] = 1e9  # must not drown the others
+    noisy = parts * (1 + 3e-7 * RNG.uniform(-1, 1, parts.shape))
+    signs = np.array([1, 1, -2])
+    size = parts @ np.abs(signs)
+    ranks = [rank_rows(store(values @ signs), kind, 3, store(size)) for values in (parts, noisy)]
+    ranks = [out.toarray() if sparse.issparse(out) else np.asarray(out) for out in ranks]
     np.testing.assert_array_equal(*ranks)
-    np.testing.assert_array_equal(ranks[0], rank_rows(np.round(centred[0], 10) + 0.0, kind, 3))
+    assert (ranks[0][:, :5] == ranks[0][0, 0]).all() and len(np.unique(ranks[0][:, 39])) > 2
+    exact = np.round(parts * 10).astype(int) @ signs
+    np.testing.assert_allclose(ranks[0], rank_rows(exact.astype(float), kind, 3))
+
+
+def test_parts_of_a_stored_value_are_one_value():
+    y = np.where(RNG.random((12, 20)) < 0.5, RNG.normal(size=(12, 20)), 0)
+    half = sparse.coo_array(y / 2)
+    rows, columns = np.tile(half.row, 2), np.tile(half.col, 2)
+    parted = sparse.coo_array((np.tile(half.data, 2), (rows, columns)), y.shape)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=20))])
+    order = np.argsort(columns, kind="stable")
+    twice = sparse.csc_array((parted.data[order], rows[order], starts), y.shape)
+    _, hypothesis = hypothesis_of(np.eye(2)[np.arange(12) % 2], [-1, 1])
+    assert twice.nnz == 2 * np.count_nonzero(y)
+    np.testing.assert_allclose(linear_fit(twice, hypothesis).stat, linear_fit(y, hypothesis).stat)
 
 
 @pytest.mark.parametrize("store", [np.asarray, sparse.csr_array, sparse.csc_array, torch.tensor])

@@ -8,6 +8,7 @@ from support.hypotheses import SCHEMES, run, zero_inflated
 from neurollm.stats import lookup
 from neurollm.stats.lookup import Matrix, has_few_levels, one_thread_each, words_of
 from neurollm.stats.shufflings import sign_flip, whole_item, within_item
+from neurollm.stats.welch import welch_test
 
 RNG = np.random.default_rng(0)
 
@@ -83,9 +84,51 @@ def test_large_tests_look_up_and_others_multiply(monkeypatch):
     assert called
 
 
-def test_the_number_of_torch_threads_comes_back():
+@pytest.fixture
+def three_threads():
     before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_number_of_torch_threads_comes_back(three_threads):
     with pytest.raises(KeyError), one_thread_each():
         assert torch.get_num_threads() == 1
         raise KeyError
-    assert torch.get_num_threads() == before
+    assert torch.get_num_threads() == 3
+    first, second = one_thread_each(), one_thread_each()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert torch.get_num_threads() == 1
+    second.__exit__(None, None, None)
+    assert torch.get_num_threads() == 3
+
+
+def test_threads_of_a_pool_look_up_with_one_torch_thread_each(three_threads, monkeypatch):
+    seen, on = [], lookup.Words.on
+    monkeypatch.setattr(lookup, "WORTHWHILE", 0)
+    monkeypatch.setattr(lookup.Words, "on", lambda self, X: seen.append(torch.get_num_threads()) or on(self, X))
+    run(zero_inflated((24, 1500), 3), SCHEMES["two_groups"], n_perm=100, n_jobs=2)
+    assert set(seen) == {1} and torch.get_num_threads() == 3
+    run(zero_inflated((24, 1500), 3), SCHEMES["two_groups"], n_perm=100, n_jobs=1)
+    assert set(seen) == {1, 3}
+
+
+def test_a_default_device_of_torch_is_not_taken_for_numpy_data(monkeypatch):
+    monkeypatch.setattr(lookup, "WORTHWHILE", 0)
+    Y, hypothesis = zero_inflated((24, 1500), 3), SCHEMES["sign_flip"]
+    expected = run(Y, hypothesis, n_perm=100)
+    torch.set_default_device("meta")
+    try:
+        np.testing.assert_array_equal(run(Y, hypothesis, n_perm=100).p_fwer, expected.p_fwer)
+    finally:
+        torch.set_default_device(None)
+
+
+def test_welch_never_looks_up(monkeypatch):
+    monkeypatch.setattr(lookup, "WORTHWHILE", 0)
+    Y, codes = zero_inflated((24, 1500), 3), np.repeat([0, 1], [10, 14])
+    norms = np.linalg.norm(Y - Y.mean(0), axis=0)
+    assert welch_test(Y, codes, np.array([1.0, -1.0]), norms, whole_item(codes), n_perm=50).p_fwer.size == 1500
