@@ -178,7 +178,14 @@ def write_design(
     contrasts : mapping, optional
         Name to expression or weights.
     description : str, default=""
+
+    Raises
+    ------
+    InvalidInput
+        `design` is not a design.
     """
+    if not isinstance(design, Design):
+        raise InvalidInput(f"write_design: after the path comes a design, found {type(design).__name__}.")
     plain = design.to_dict()
     plain["item"] = "none" if plain["item"] is None else plain["item"]
     if description:

@@ -15,13 +15,14 @@ count among the ranks (Pratt 1959).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import numpy as np
 from scipy import sparse
-from scipy.stats import rankdata
 
-from neurollm.stats.arrays import by_columns, column_blocks, dense, is_torch
+from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, dense, is_torch, join_columns
+from neurollm.stats.threads import in_parts
 
 _ROUNDING = 8 * float(np.finfo(np.float32).eps)  # of equal activations, as a share of them; seen: up to 5 eps
 
@@ -57,17 +58,15 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, size: Any = None) -> A
     """
     Y = by_columns(Y)
     size = abs(Y) if size is None else by_columns(size)
-
-    def ranked(columns: slice, block: np.ndarray) -> np.ndarray:
-        block = np.where(np.isfinite(block), block, np.nan)
-        return _ranked(block, _ROUNDING * dense(size[:, columns]), kind, rows_per_item)
-
     if sparse.issparse(Y):
-        parts = [sparse.csc_array(ranked(columns, block)) for columns, block in column_blocks(Y)]
-        return sparse.hstack(parts, format="csc") if parts else Y
+        if kind == "within_item":
+            parts = [sparse.csc_array(ranked) for _, ranked in _dense_blocks(Y, size, kind, rows_per_item)]
+            return join_columns(parts) if parts else Y
+        Y, size = canonical_columns(Y), canonical_columns(size)
+        return join_columns(in_parts(lambda columns: _sparse(Y[:, columns], size[:, columns], kind), Y.shape[1]))
     out = np.empty(Y.shape)
-    for columns, block in column_blocks(Y):
-        out[:, columns] = ranked(columns, block)
+    for columns, ranked in _dense_blocks(Y, size, kind, rows_per_item):
+        out[:, columns] = ranked
     if is_torch(Y):
         import torch
 
@@ -75,25 +74,82 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, size: Any = None) -> A
     return out
 
 
+def _dense_blocks(Y: Any, size: Any, kind: Kind, rows_per_item: int) -> Iterator[tuple[slice, np.ndarray]]:
+    for columns, block in column_blocks(Y):
+        block = np.where(np.isfinite(block), block, np.nan)
+        yield columns, _ranked(block, _ROUNDING * dense(size[:, columns]), kind, rows_per_item)
+
+
 def _ranked(block: np.ndarray, tolerance: np.ndarray, kind: Kind, rows_per_item: int) -> np.ndarray:
     if kind == "within_item":
-        cube = _tied(block, tolerance).reshape(-1, rows_per_item, block.shape[1])
-        return (rankdata(cube, axis=1, nan_policy="propagate") - (rows_per_item + 1) / 2).reshape(block.shape)
+
+        def turned(values: np.ndarray) -> np.ndarray:  # the cells of an item below each other
+            return np.moveaxis(values.reshape(-1, rows_per_item, block.shape[1]), 1, 0).reshape(rows_per_item, -1)
+
+        ranks = _mean_ranks(turned(block), turned(tolerance)) - (rows_per_item + 1) / 2
+        return np.moveaxis(ranks.reshape(rows_per_item, -1, block.shape[1]), 0, 1).reshape(block.shape)
     block = np.where(np.abs(block) <= tolerance, 0.0, block)
     if kind == "sign_flip":
-        return np.sign(block) * rankdata(_tied(np.abs(block), tolerance), axis=0, nan_policy="propagate")
-    ranks = rankdata(_tied(block, tolerance), axis=0, nan_policy="propagate")
+        return np.sign(block) * _mean_ranks(np.abs(block), tolerance)
     below, zeros = (block < 0).sum(axis=0), (block == 0).sum(axis=0)
-    return ranks - (below + (zeros + 1) / 2)
+    return _mean_ranks(block, tolerance) - (below + (zeros + 1) / 2)
 
 
-def _tied(block: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
-    """Values of each column, with neighbours that lie within the larger of their tolerances replaced by the first."""
-    order = np.argsort(block, axis=0)
-    values, near = np.take_along_axis(block, order, axis=0), np.take_along_axis(tolerance, order, axis=0)
-    first = np.ones(block.shape, bool)
-    first[1:] = ~(np.diff(values, axis=0) <= np.maximum(near[1:], near[:-1]))
-    start = np.maximum.accumulate(np.where(first, np.arange(len(block))[:, None], 0), axis=0)
-    out = np.empty_like(block)
-    np.put_along_axis(out, order, np.take_along_axis(values, start, axis=0), axis=0)
-    return out
+def _mean_ranks(values: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
+    """Ranks along the first axis; neighbours that lie within the larger of their tolerances share their mean rank."""
+    order = np.argsort(values, axis=0)
+    near = np.take_along_axis(tolerance, order, axis=0)
+    gaps = np.diff(np.take_along_axis(values, order, axis=0), axis=0)
+    first = np.ones(values.shape, bool)
+    first[1:] = ~(gaps <= np.maximum(near[1:], near[:-1]))
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, _group_means(first), axis=0)
+    ranks[:, np.isnan(values).any(axis=0)] = np.nan
+    return ranks
+
+
+def _group_means(first: np.ndarray) -> np.ndarray:
+    """Mean rank, counted along the first axis, of the group of neighbours each entry is in; `first` begins a group."""
+    place = np.arange(1, len(first) + 1).reshape(-1, *[1] * (first.ndim - 1))
+    start = np.maximum.accumulate(np.where(first, place, 0), axis=0)
+    last = np.ones(first.shape, bool)
+    last[:-1] = first[1:]
+    end = np.minimum.accumulate(np.where(last, place, len(first))[::-1], axis=0)[::-1]
+    return (start + end) / 2
+
+
+def _sparse(Y: sparse.csc_array, size: sparse.csc_array, kind: Kind) -> sparse.csc_array:
+    """Ranks from the nonzeros alone: the zeros of a column share one rank, which is stored as zero."""
+    n, n_columns = Y.shape
+    column = np.repeat(np.arange(n_columns), np.diff(Y.indptr))
+    broken = np.bincount(column[~np.isfinite(Y.data)], minlength=n_columns) > 0
+    tolerance = _ROUNDING * _at(size, column, Y.indices)
+    kept = (np.abs(Y.data) > tolerance) & ~broken[column]
+    column, row, value, tolerance = column[kept], Y.indices[kept], Y.data[kept], tolerance[kept]
+    sorted_by = np.abs(value) if kind == "sign_flip" else value
+    order = np.lexsort((sorted_by, column))
+    column, row, value, near, sorted_by = (array[order] for array in (column, row, value, tolerance, sorted_by))
+    first = np.ones(column.size, bool)
+    first[1:] = (np.diff(column) > 0) | ~(np.diff(sorted_by) <= np.maximum(near[1:], near[:-1]))
+    counts = np.bincount(column, minlength=n_columns)
+    zeros = (n - counts)[column]
+    rank = _group_means(first) - (np.cumsum(counts) - counts)[column]  # among the nonzeros of the column
+    if kind == "sign_flip":
+        rank = np.sign(value) * (rank + zeros)
+    else:
+        below = np.bincount(column[value < 0], minlength=n_columns)[column]
+        rank += np.where(value > 0, zeros, 0) - (below + (zeros + 1) / 2)
+    everywhere = np.flatnonzero(broken)
+    rank = np.append(rank, np.full(everywhere.size * n, np.nan))
+    places = np.append(row, np.tile(np.arange(n), everywhere.size)), np.append(column, np.repeat(everywhere, n))
+    return canonical_columns(sparse.coo_array((rank, places), shape=Y.shape))
+
+
+def _at(array: sparse.csc_array, column: np.ndarray, row: np.ndarray) -> np.ndarray:
+    """Stored values at these places, in the order of a canonical CSC; 0 where none is stored."""
+    n = array.shape[0]
+    stored = np.repeat(np.arange(array.shape[1]), np.diff(array.indptr)) * n + array.indices
+    wanted = column * n + row
+    place = np.minimum(np.searchsorted(stored, wanted), max(stored.size - 1, 0))
+    found = stored[place] == wanted if stored.size else np.zeros(wanted.size, bool)
+    return np.where(found, array.data[place] if stored.size else 0.0, 0.0)

@@ -134,6 +134,20 @@ def test_values_that_differ_by_rounding_are_tied(kind, store):
     np.testing.assert_allclose(ranks[0], rank_rows(exact.astype(float), kind, 3))
 
 
+@pytest.mark.parametrize("kind", ["whole_item", "sign_flip"])
+def test_ranks_of_nonzeros_are_those_of_the_dense_columns(kind):
+    y = np.where(RNG.random((15, 300)) < RNG.random(300), RNG.normal(size=(15, 300)).round(1), 0)
+    y[:, 0], y[:, 1], y[3, 2], y[4, 3] = 0, 1, np.nan, np.inf
+    size = np.abs(y) * RNG.uniform(1, 1e6, y.shape) + (RNG.random(y.shape) < 0.2)
+    for given in (None, size):
+        stored = [
+            rank_rows(store(y), kind, 1, None if given is None else store(given))
+            for store in (np.asarray, sparse.csc_array)
+        ]
+        np.testing.assert_array_equal(stored[1].toarray(), stored[0])
+    assert rank_rows(sparse.csr_array((15, 0)), kind).shape == (15, 0)
+
+
 def test_parts_of_a_stored_value_are_one_value():
     y = np.where(RNG.random((12, 20)) < 0.5, RNG.normal(size=(12, 20)), 0)
     half = sparse.coo_array(y / 2)
