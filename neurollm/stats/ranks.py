@@ -89,6 +89,7 @@ def _ranked(block: np.ndarray, tolerance: np.ndarray, kind: Kind, rows_per_item:
         ranks = _mean_ranks(turned(block), turned(tolerance)) - (rows_per_item + 1) / 2
         return np.moveaxis(ranks.reshape(rows_per_item, -1, block.shape[1]), 0, 1).reshape(block.shape)
     block = np.where(np.abs(block) <= tolerance, 0.0, block)
+    tolerance = np.where(block == 0, 0.0, tolerance)  # nothing is close to zero but what is zero already
     if kind == "sign_flip":
         return np.sign(block) * _mean_ranks(np.abs(block), tolerance)
     below, zeros = (block < 0).sum(axis=0), (block == 0).sum(axis=0)
@@ -97,7 +98,7 @@ def _ranked(block: np.ndarray, tolerance: np.ndarray, kind: Kind, rows_per_item:
 
 def _mean_ranks(values: np.ndarray, tolerance: np.ndarray) -> np.ndarray:
     """Ranks along the first axis; neighbours that lie within the larger of their tolerances share their mean rank."""
-    order = np.argsort(values, axis=0)
+    order = np.lexsort((tolerance, values), axis=0)  # by tolerance too, or the order of rows would decide
     near = np.take_along_axis(tolerance, order, axis=0)
     gaps = np.diff(np.take_along_axis(values, order, axis=0), axis=0)
     first = np.ones(values.shape, bool)
@@ -127,7 +128,7 @@ def _sparse(Y: sparse.csc_array, size: sparse.csc_array, kind: Kind) -> sparse.c
     kept = (np.abs(Y.data) > tolerance) & ~broken[column]
     column, row, value, tolerance = column[kept], Y.indices[kept], Y.data[kept], tolerance[kept]
     sorted_by = np.abs(value) if kind == "sign_flip" else value
-    order = np.lexsort((sorted_by, column))
+    order = np.lexsort((tolerance, sorted_by, column))
     column, row, value, near, sorted_by = (array[order] for array in (column, row, value, tolerance, sorted_by))
     first = np.ones(column.size, bool)
     first[1:] = (np.diff(column) > 0) | ~(np.diff(sorted_by) <= np.maximum(near[1:], near[:-1]))

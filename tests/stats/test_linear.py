@@ -139,12 +139,15 @@ def test_ranks_of_nonzeros_are_those_of_the_dense_columns(kind):
     y = np.where(RNG.random((15, 300)) < RNG.random(300), RNG.normal(size=(15, 300)).round(1), 0)
     y[:, 0], y[:, 1], y[3, 2], y[4, 3] = 0, 1, np.nan, np.inf
     size = np.abs(y) * RNG.uniform(1, 1e6, y.shape) + (RNG.random(y.shape) < 0.2)
-    for given in (None, size):
+    for sizes in (None, size):
         stored = [
-            rank_rows(store(y), kind, 1, None if given is None else store(given))
+            rank_rows(store(y), kind, 1, None if sizes is None else store(sizes))
             for store in (np.asarray, sparse.csc_array)
         ]
         np.testing.assert_array_equal(stored[1].toarray(), stored[0])
+        order = RNG.permutation(15)
+        shuffled = rank_rows(y[order], kind, 1, None if sizes is None else sizes[order])
+        np.testing.assert_array_equal(shuffled, stored[0][order])
     assert rank_rows(sparse.csr_array((15, 0)), kind).shape == (15, 0)
 
 
