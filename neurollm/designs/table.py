@@ -14,7 +14,7 @@ import numpy as np
 from scipy import sparse
 
 from neurollm.errors import DataMismatch
-from neurollm.stats.arrays import canonical_columns, combine_rows
+from neurollm.stats.arrays import canonical_columns, combine_rows, has_negative
 from neurollm.stats.transforms import TRANSFORMS
 
 if TYPE_CHECKING:
@@ -31,6 +31,8 @@ class ItemTable:
         Float64, after the transform. None in a table that only describes the design.
     shares : like `values`
         Share of the row's trials in which the feature is not zero.
+    sizes : like `values`
+        Mean absolute value of the row's trials: what rounding is judged against, also where trials cancel.
     items : tuple of str
     cells : tuple of str
         Names of all cells of the design, whether they occur or not.
@@ -45,6 +47,7 @@ class ItemTable:
 
     values: Any
     shares: Any
+    sizes: Any
     items: tuple[str, ...]
     cells: tuple[str, ...]
     item_codes: np.ndarray
@@ -60,7 +63,9 @@ class ItemTable:
 
     def take(self, columns: Any) -> ItemTable:
         """The table of some features."""
-        return replace(self, values=self.values[:, columns], shares=self.shares[:, columns])
+        values = self.values[:, columns]
+        sizes = values if self.sizes is self.values else self.sizes[:, columns]
+        return replace(self, values=values, shares=self.shares[:, columns], sizes=sizes)
 
 
 def trials_digest(obs: pd.DataFrame, item: str | None) -> str:
@@ -114,7 +119,7 @@ def average_trials(
         known: dict[frozenset[str], int] = {}
         wordings = np.array([known.setdefault(frozenset(found), len(known)) for found in sets], dtype=int)
     item_of, cell_of = keys // len(names), keys % len(names)
-    table = ItemTable(None, None, tuple(map(str, labels)), names, item_of, cell_of, n_trials, wordings, frame)
+    table = ItemTable(None, None, None, tuple(map(str, labels)), names, item_of, cell_of, n_trials, wordings, frame)
     return table, averages
 
 
@@ -131,7 +136,9 @@ def filled(table: ItemTable, averages: sparse.csr_array, X: Any, transform: str,
     X = canonical_columns(X) if sparse.issparse(X) else X
     values = combine_rows(averages, X, TRANSFORMS[transform], n_jobs)
     shares = values if transform == "binary" else combine_rows(averages, X, TRANSFORMS["binary"], n_jobs)
-    return replace(table, values=values, shares=shares)
+    signed = TRANSFORMS[transform] is None and has_negative(X)
+    sizes = combine_rows(averages, X, np.abs, n_jobs) if signed else values
+    return replace(table, values=values, shares=shares, sizes=sizes)
 
 
 def rows_by_item(table: ItemTable, cells: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from neurollm.glm.sizes import effect_sizes
 from neurollm.glm.tails import closed_form_p, robust_p, smallest_attainable_p
 from neurollm.progress import Progress
 from neurollm.stats import adjust, conditions, gpd_tail, permutation_test
-from neurollm.stats.arrays import combine_rows, is_torch, join_columns, largest_values, take_rows
+from neurollm.stats.arrays import column_norms, combine_rows, is_torch, join_columns, take_rows
 from neurollm.stats.conditions import Conditions
 from neurollm.stats.linear import LinearFit, linear_fit
 from neurollm.stats.ranks import rank_rows
@@ -190,11 +190,11 @@ class FeatureGLM(BaseEstimator):
 
         def part(columns: slice) -> tuple[Any, LinearFit, Conditions, np.ndarray | None]:
             table = self.table_.take(columns)
-            data, largest = _rows(table, plan, self.scale)
+            data, size = _rows(table, plan, self.scale)
             beyond_reach = None
             if self.testable_at is not None:
                 beyond_reach = smallest_attainable_p(data, plan.hypothesis, self.alternative) > self.testable_at
-            return data, linear_fit(data, plan.hypothesis, largest), _described(table, plan), beyond_reach
+            return data, linear_fit(data, plan.hypothesis, size), _described(table, plan), beyond_reach
 
         if is_torch(self.table_.values):
             parts = [part(slice(None))]
@@ -522,13 +522,13 @@ def _is_whole(value: Any) -> bool:
 
 
 def _rows(table: ItemTable, plan: ContrastPlan, scale: str) -> tuple[Any, np.ndarray | None]:
-    """The rows that are tested, and the size of what they are made of: largest cell times length of a row's weights."""
-    data = combine_rows(plan.reduce, table.values)
+    """The rows that are tested, and the norm of what they are made of, against which rounding is judged."""
+    data = size = combine_rows(plan.reduce, table.values)
+    if table.sizes is not table.values or (plan.reduce.data < 0).any():
+        size = combine_rows(abs(plan.reduce), table.sizes)
     if scale != "rank":
-        length = np.sqrt(plan.reduce.power(2).sum(axis=1).max(initial=0))
-        return data, length * largest_values(take_rows(table.values, plan.used))
+        return data, column_norms(size)
     shuffling = plan.hypothesis.shuffling
-    size = combine_rows(abs(plan.reduce), abs(table.values))
     return rank_rows(data, shuffling.kind, shuffling.rows_per_item, size), None
 
 

@@ -5,8 +5,9 @@ The first that applies:
 ================  =======================================================  ====================================
 `p_method`        where                                                    observed / nominal rate, as found
 ================  =======================================================  ====================================
-``saddlepoint``   sign flips; two groups of items, nothing held constant   .8 to 1.2 down to 1e-4 (exact for at
-                                                                           most 14 values that are not zero)
+``saddlepoint``   sign flips; two groups of items, nothing held constant   .8 to 1.2 down to 1e-4, less with few
+                                                                           active items (exact for at most 14
+                                                                           values that are not zero)
 ``pearson3``      one degree of freedom: covariates, blocks, more levels,  below 1, but in the light tail of
                   labels within items                                      skewed features in unequal groups
 ``beta``          several degrees of freedom; between items not below      below 1

@@ -59,7 +59,7 @@ def check_pipeline(path: str | os.PathLike) -> str:
             f"  {_rank(plan)}",
             f"  {_sensitivity(study, contrast, plan)}",
         ]
-    return "\n".join([*lines, "", str(study.stimuli.audit())])
+    return "\n".join([*lines, "", str(study.audit())])
 
 
 def _cells(study: Study) -> str:

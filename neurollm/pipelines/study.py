@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
     from neurollm.models import LanguageModel
     from neurollm.stimuli import StimulusSet
+    from neurollm.stimuli.audit import AuditReport
 
 _PACKAGES = ("neurollm", "numpy", "scipy", "pandas", "torch", "transformers", "scikit-learn", "anndata")
 
@@ -197,14 +198,19 @@ class Study:
         return {
             "neurollm": version("neurollm"),
             "stimuli": self.stimuli.sha256,
+            "item": self.design.item,
             "columns": self.stimuli.columns,
             "levels": {factor: self.stimuli.levels(factor) for factor in self.stimuli.factors},
         }
 
+    def audit(self) -> AuditReport:
+        """The confounds of the stimuli, for the items of the design."""
+        return self.stimuli.audit(item=self.design.item or "item")
+
     def write_audit(self) -> list[Path]:
         """Measure the confounds of the stimuli and save ``audit.json``."""
         file = self.folder / "audit.json"
-        write_json(file, self.stimuli.audit().to_frame().to_dict(orient="records"))
+        write_json(file, self.audit().to_frame().to_dict(orient="records"))
         return [file]
 
     # Contrasts --------------------------------------------------------------------------

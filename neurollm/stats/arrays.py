@@ -156,6 +156,27 @@ def _torch_product(weights: Any, values: Any) -> Any:
     return product.masked_fill(touched, float("nan"))
 
 
+def has_negative(array: Any) -> bool:
+    """Whether any supported array holds a number below zero."""
+    if sparse.issparse(array):
+        return bool((array.data < 0).any())
+    if is_torch(array):
+        return bool((array < 0).any())
+    return any(bool((array[:, start : start + BLOCK] < 0).any()) for start in range(0, array.shape[1], BLOCK))
+
+
+def column_norms(array: Any) -> np.ndarray:
+    """Euclidean norm of each column of any supported array."""
+    if sparse.issparse(array):
+        csc = canonical_columns(array)
+        return np.sqrt(np.ones(csc.shape[0]) @ sparse.csc_array((csc.data**2, csc.indices, csc.indptr), csc.shape))
+    out = np.empty(array.shape[1])
+    for columns, block in column_blocks(array):
+        with np.errstate(over="ignore"):
+            out[columns] = np.sqrt(np.sum(block**2, axis=0))
+    return out
+
+
 def largest_values(array: Any) -> np.ndarray:
     """Largest absolute value of each column of any supported array; NaN where a column holds one."""
     out = np.zeros(array.shape[1])

@@ -10,7 +10,7 @@ permutations × features in memory:
    arrangement in every segment of up to 1024 columns (`neurollm.stats.products` derives the bound). With one tested
    column and nothing else in the denominator this is one product and its largest and smallest
    element. Where the rearranged columns hold only a few different numbers (signs, two groups), large
-   products on a CPU are sums looked up in tables, two to four times as fast (`neurollm.stats.lookup`).
+   products on a CPU are sums looked up in tables, which is faster (`neurollm.stats.lookup`).
 3. **Confirm**: each arrangement is computed again in float64 in the segment with the highest bound.
    The maximum found there is the arrangement's, unless a bound of another segment lies above it
    *and* an observed statistic lies between the two: only then could the other segments change a decision,

@@ -9,9 +9,9 @@ two large numbers would lose digits (a feature that hardly varies around its mea
 again from centred values.
 
 Activations are float32, so equal activations differ by rounding, in a way that may follow the condition
-(another place in a batch, another sequence length). A feature whose norm is at most
-``32 eps(float32) √rows`` times its largest cell times the length of the weights that make a row of cells (1 for a
-mean, √2 for a difference), i.e. that varies by less than 4e-6 of it, is called constant.
+(another place in a batch, another sequence length). A feature whose norm is at most ``32 eps(float32)`` times the
+norm of what its rows are made of (``Σ|w||y|`` where a row is ``Σ w y``), i.e. that varies by less than 4e-6 of its
+size, is called constant.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, dense, largest_values
+from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, column_norms, dense
 from neurollm.stats.hypothesis import Hypothesis
 
-NOISE = 32 * float(np.finfo(np.float32).eps)  # root mean square, as a share of the largest cell; seen: up to 5 eps
+NOISE = 32 * float(np.finfo(np.float32).eps)  # of equal activations, as a share of them; seen: up to 5 eps
 _EXACT = 1e-24  # residuals below this share are rounding, not variation
 _CANCELLED = 1e-6  # share of the sum of squares below which it is computed again from centred values
 
@@ -83,16 +83,16 @@ class LinearFit:
         return np.sign(self.projection[0]) * size if self.rank == 1 else size
 
 
-def linear_fit(Y: Any, hypothesis: Hypothesis, largest: np.ndarray | None = None) -> LinearFit:
+def linear_fit(Y: Any, hypothesis: Hypothesis, size: np.ndarray | None = None) -> LinearFit:
     """Fit the model of `hypothesis` to every column of `Y`.
 
     Parameters
     ----------
     Y : ndarray, memory map, scipy.sparse or torch.Tensor, shape (n_rows, V)
     hypothesis : Hypothesis
-    largest : ndarray, shape (V,), optional
-        The size of what each feature's rows are made of, against which rounding is judged; default: the largest value
-        of `Y`. Differences do not show it.
+    size : ndarray, shape (V,), optional
+        Norm of what each feature's rows are made of (of a difference: of the sums), against which rounding is judged;
+        default: of `Y`. Differences do not show it.
 
     Returns
     -------
@@ -106,10 +106,10 @@ def linear_fit(Y: Any, hypothesis: Hypothesis, largest: np.ndarray | None = None
     with np.errstate(invalid="ignore", over="ignore"):
         for columns, block in blocks:
             projection[:, columns], norm2[columns], residual[columns] = model.fit(block)
-    largest = largest_values(Y) if largest is None else np.asarray(largest, float)
+    size = column_norms(Y) if size is None else np.asarray(size, float)
     norm = np.sqrt(norm2)
     norm[~np.isfinite(norm)] = np.nan
-    norm[norm <= NOISE * largest * np.sqrt(Y.shape[0])] = 0.0  # a NaN norm compares False and stays
+    norm[norm <= NOISE * size] = 0.0  # a NaN norm compares False and stays
     return LinearFit(projection, norm, residual, hypothesis.df)
 
 

@@ -26,8 +26,8 @@ WORTHWHILE = 2**36  # multiplications from which on it pays to import torch
 COLUMNS = 128  # under one table: tables of 34 words take 1 MB, the size of a core's second cache
 _ENTRIES = 81  # of a word, at most
 _WORDS = 34  # looked up at once
-_inside: list[int] = []  # torch threads as they were, once for each test that runs
-_inside_lock = threading.Lock()
+_running: list[int] = []  # torch's number of threads, once for each test that runs
+_running_lock = threading.Lock()
 _DIGITS = 12  # numbers of a column that agree to so many decimals are one; it has length 1
 
 
@@ -138,20 +138,20 @@ def word_length(n_levels: int) -> int:
 def one_thread_each() -> Iterator[None]:
     """New threads look up with one torch thread each: torch gives a thread its number when it first computes.
 
-    Several tests may run at a time: the last to leave puts torch's own number back.
+    Several tests may run at a time: the first notes torch's number, and each puts it back for the thread it is in.
     """
     import torch
 
-    with _inside_lock:
-        _inside.append(_inside[0] if _inside else torch.get_num_threads())
+    with _running_lock:
+        before = _running[0] if _running else torch.get_num_threads()
+        _running.append(before)
         torch.set_num_threads(1)
     try:
         yield
     finally:
-        with _inside_lock:
-            before = _inside.pop()
-            if not _inside:
-                torch.set_num_threads(before)
+        with _running_lock:
+            _running.pop()
+            torch.set_num_threads(before)
 
 
 def has_few_levels(column: np.ndarray, draws: Draws) -> bool:

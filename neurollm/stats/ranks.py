@@ -57,7 +57,7 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, size: Any = None) -> A
     [-3.0, 1.0, 2.0]
     """
     Y = by_columns(Y)
-    size = abs(Y) if size is None else by_columns(size)
+    size = Y if size is None else by_columns(size)
     if sparse.issparse(Y):
         if kind == "within_item":
             parts = [sparse.csc_array(ranked) for _, ranked in _dense_blocks(Y, size, kind, rows_per_item)]
@@ -77,7 +77,7 @@ def rank_rows(Y: Any, kind: Kind, rows_per_item: int = 1, size: Any = None) -> A
 def _dense_blocks(Y: Any, size: Any, kind: Kind, rows_per_item: int) -> Iterator[tuple[slice, np.ndarray]]:
     for columns, block in column_blocks(Y):
         block = np.where(np.isfinite(block), block, np.nan)
-        yield columns, _ranked(block, _ROUNDING * dense(size[:, columns]), kind, rows_per_item)
+        yield columns, _ranked(block, _ROUNDING * np.abs(dense(size[:, columns])), kind, rows_per_item)
 
 
 def _ranked(block: np.ndarray, tolerance: np.ndarray, kind: Kind, rows_per_item: int) -> np.ndarray:
@@ -124,7 +124,7 @@ def _sparse(Y: sparse.csc_array, size: sparse.csc_array, kind: Kind) -> sparse.c
     n, n_columns = Y.shape
     column = np.repeat(np.arange(n_columns), np.diff(Y.indptr))
     broken = np.bincount(column[~np.isfinite(Y.data)], minlength=n_columns) > 0
-    tolerance = _ROUNDING * _at(size, column, Y.indices)
+    tolerance = _ROUNDING * np.abs(_at(size, column, Y.indices))
     kept = (np.abs(Y.data) > tolerance) & ~broken[column]
     column, row, value, tolerance = column[kept], Y.indices[kept], Y.data[kept], tolerance[kept]
     sorted_by = np.abs(value) if kind == "sign_flip" else value

@@ -15,7 +15,7 @@ digits                    of counts per stimulus, over characters
 the same of a:b           difference of these differences                      ≤.10  >.20
 template                  total variation distance of template frequencies     ≤.05  >.10
 pairing                   share of items complete in all levels (or cells)     1     <1
-materials                 sets of words in which levels differ / items         ≥.75  warn
+materials                 sets of words in which levels differ / such items    ≥.75  warn
 balance                   smallest cell / largest cell                         ≥.90  <.80
 duplicates                stimuli whose text occurred before                   0     >0
 target                    share of stimuli with a target span                  1     warn
@@ -48,7 +48,7 @@ import pandas as pd
 from neurollm.errors import InvalidInput
 from neurollm.stimuli._lexical import LeaveOneItemOut, telltale_ngrams, words
 from neurollm.stimuli._validation import quoted
-from neurollm.validation import closest
+from neurollm.validation import closest, several, shortened
 
 if TYPE_CHECKING:
     from neurollm.stimuli.stimulus_set import StimulusSet
@@ -129,7 +129,7 @@ class AuditReport:
         return "\n".join([title, *lines])
 
 
-def audit(stimuli: StimulusSet, factors: Iterable[str] | None = None) -> AuditReport:
+def audit(stimuli: StimulusSet, factors: Iterable[str] | None = None, item: str = "item") -> AuditReport:
     """Check a stimulus set for confounds before anything is tested on it.
 
     Parameters
@@ -137,6 +137,8 @@ def audit(stimuli: StimulusSet, factors: Iterable[str] | None = None) -> AuditRe
     stimuli : StimulusSet
     factors : iterable of str, optional
         Default: all factors of the set.
+    item : str, default="item"
+        The design's item column, if it is another one: items should differ in words of their own.
 
     Returns
     -------
@@ -151,6 +153,8 @@ def audit(stimuli: StimulusSet, factors: Iterable[str] | None = None) -> AuditRe
                 f"{quoted(stimuli.factors)}{closest(factor, stimuli.factors)}"
             )
     table = stimuli.table
+    if item not in table:
+        raise InvalidInput(f"{stimuli.name}: the table has no column {item!r}{closest(item, table.columns)}")
     lengths, symbols = _lengths(table["text"]), _symbols(table["text"])
     decoders = {n: LeaveOneItemOut(table["text"], table["item"], n) for n in (1, 2)}
     checks = [_duplicates(table), *_target(table)]
@@ -163,7 +167,7 @@ def audit(stimuli: StimulusSet, factors: Iterable[str] | None = None) -> AuditRe
         for kind, counts in symbols.items():
             checks.append(_symbol(table, factor, levels, kind, counts))
         checks += [_template(table, factor, levels), _pairing(table, factor, levels)]
-        checks += [*_materials(table, factor, levels), *_lexical(table, factor, levels, decoders)]
+        checks += [*_materials(table, factor, levels, item), *_lexical(table, factor, levels, decoders)]
     checks += _crossing(table, factors)
     for a, b in itertools.combinations(factors, 2):
         if len(stimuli.levels(a)) == len(stimuli.levels(b)) == 2:
@@ -336,28 +340,29 @@ def _completeness(table: pd.DataFrame, by: list[str], n_cells: int) -> Check:
     return Check("pairing", name, "fail", share, 1.0, reason)
 
 
-def _materials(table: pd.DataFrame, factor: str, levels: tuple[str, ...]) -> list[Check]:
-    """Whether the words in which the levels of an item differ are its own; nothing if no item occurs in two levels."""
+def _materials(table: pd.DataFrame, factor: str, levels: tuple[str, ...], item: str) -> list[Check]:
+    """Whether the words in which the levels of an item differ are its own; nothing if none has all levels."""
     found: dict[str, dict[str, set[str]]] = {}
-    for item, level, text in zip(table["item"], table[factor], table["text"], strict=True):
-        found.setdefault(item, {}).setdefault(level, set()).update(words(text))
-    sets: dict[tuple, list[str]] = {}
-    for item, used in found.items():
+    for name, level, text in zip(table[item], table[factor], table["text"], strict=True):
+        found.setdefault(name, {}).setdefault(level, set()).update(words(text))
+    sets: dict[tuple, int] = {}
+    for used in found.values():
         everywhere = set.intersection(*used.values())
-        own = tuple(tuple(sorted(used.get(level, everywhere) - everywhere)) for level in levels)
-        if len(used) > 1 and any(own):
-            sets.setdefault(own, []).append(item)
-    n_items = sum(map(len, sets.values()))
+        if len(used) == len(levels) and any(used[level] - everywhere for level in levels):
+            own = tuple(tuple(sorted(used[level] - everywhere)) for level in levels)
+            sets[own] = sets.get(own, 0) + 1
+    n_items = sum(sets.values())
     if n_items < 2:
         return []
-    share = len(sets) / n_items
+    share, name = len(sets) / n_items, several(item)
     if share >= _MATERIALS:
-        return [Check("materials", factor, "pass", share, _MATERIALS, "items differ in words of their own")]
-    most = max(sets, key=lambda own: len(sets[own]))
-    shown = " / ".join(" ".join(words_of) or "nothing" for words_of in most)
+        return [Check("materials", factor, "pass", share, _MATERIALS, f"{name} differ in words of their own")]
+    most = max(sets, key=lambda own: sets[own])
+    shown = shortened(" / ".join(" ".join(own) or "no word" for own in most))
+    number = "one set of words" if len(sets) == 1 else f"only {len(sets)} sets of words"
     reason = (
-        f"{n_items} items differ in only {len(sets)} sets of words ({shown} in {len(sets[most])} of them): to conclude "
-        "about other words make the words the item, and what surrounds them its template"
+        f"{n_items} {name} differ in {number} ({shown} in {sets[most]} of them): a difference may be one between these "
+        "words; to conclude about others, take more of them, and make the words the item of the design"
     )
     return [Check("materials", factor, "warn", share, _MATERIALS, reason)]
 

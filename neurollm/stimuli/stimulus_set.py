@@ -304,13 +304,15 @@ class StimulusSet:
         ordered = self._table[sorted(self._table.columns)]
         return files.sha256_json([ordered.columns.tolist(), ordered.to_numpy(dtype=object).tolist()])
 
-    def audit(self, factors: Iterable[str] | None = None) -> AuditReport:
+    def audit(self, factors: Iterable[str] | None = None, item: str = "item") -> AuditReport:
         """Measure what differs between the levels besides what is meant to; see `neurollm.stimuli.audit`.
 
         Parameters
         ----------
         factors : iterable of str, optional
             Default: all factors.
+        item : str, default="item"
+            The design's item column, if it is another one.
 
         Returns
         -------
@@ -318,7 +320,7 @@ class StimulusSet:
         """
         from neurollm.stimuli.audit import audit
 
-        return audit(self, factors)
+        return audit(self, factors, item)
 
     def __len__(self) -> int:
         return len(self._table)

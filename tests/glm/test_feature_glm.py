@@ -382,6 +382,44 @@ def test_units_of_covariates_and_weights_do_not_matter(scale, unit):
         np.testing.assert_array_equal(other.p_fwer, one.p_fwer)
 
 
+@pytest.mark.parametrize("n_templates", [3, 6])
+@pytest.mark.parametrize("store", [np.asarray, sparse.csr_array, torch.tensor])
+def test_ranks_of_signed_trials_that_cancel_are_those_of_exact_sums(n_templates, store):
+    """Means of trials that cancel are rounding, which must be neither sign nor rank."""
+    _, obs = study(n_templates=n_templates)
+    X = np.random.default_rng(0).integers(-2, 3, (len(obs), 60)) * 0.1
+    sums = (X * 10).round().astype(int)
+    pairs = obs.groupby(["item", "outcome"]).indices
+    items = sorted(obs["item"].unique())
+    wins, losses = (np.array([sums[pairs[item, o]].sum(0) for item in items]) for o in ("success", "failure"))
+    score = wins - losses
+    ranks = np.sign(score) * stats.rankdata(np.abs(score), axis=0)
+    result = glm(scale="rank", n_perm=0).fit(store(X), obs).compute_contrast("success - failure")
+    np.testing.assert_allclose(result.stat, stats.ttest_1samp(ranks, 0).statistic, rtol=1e-8, atol=1e-12)
+    order = np.random.default_rng(1).permutation(len(obs))
+    again = glm(scale="rank", n_perm=0).fit(store(X[order]), obs.iloc[order]).compute_contrast("success - failure")
+    np.testing.assert_allclose(again.stat, result.stat, rtol=1e-8, atol=1e-12)
+
+
+def test_rounding_of_many_trials_is_no_effect():
+    obs = pd.DataFrame(
+        [(f"i{i}", "uv"[i % 2], float(k)) for i in range(10) for k in range(300)], columns=["item", "g", "x"]
+    )
+    X = np.ones((len(obs), 3))
+    X[obs["g"] == "v", 1] += 5 * np.finfo(np.float32).eps
+    X[:, 2] = np.random.default_rng(0).normal(size=len(obs))
+    result = FeatureGLM(FormulaDesign("g + x"), n_perm=0).fit(X, obs).compute_contrast("g")
+    assert result.valid.tolist() == [False, False, True]
+
+
+def test_a_wild_covariate_in_one_item_does_not_silence_features_without_activity_there():
+    X, obs = study(n_templates=4)
+    rng = np.random.default_rng(0)
+    obs = obs.assign(x=rng.normal(size=len(obs)) * np.where(obs["item"] == "0", 1e6, 1))
+    X[obs["item"] == "0"] = 0
+    assert FeatureGLM(FormulaDesign("x"), n_perm=0).fit(X, obs).compute_contrast("x").valid.all()
+
+
 def test_ranks_withstand_one_huge_value_and_ignore_rounding():
     X, obs = between(n_templates=1)
     plain = glm(scale="rank").fit(X, obs).compute_contrast("success - failure")

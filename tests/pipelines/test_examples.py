@@ -82,12 +82,18 @@ def test_an_f_contrast_counts_features_in_the_controls(examples):
     assert "No AUROC is given, because an F contrast has no two sides." in run.verdicts[0]
 
 
-def test_what_holds_for_sentences_does_not_hold_for_other_words(examples):
+def test_over_pairs_of_words_nothing_is_found(examples):
     run = run_pipeline(examples / "success_words.yaml", verbose=0)
     result = _result(run.folder, "success_vs_failure")
-    assert (result.n_items, result.exchange.unit) == (14, "outcome_words") and np.nanmin(result.p_fwer) > 0.05
-    assert "No feature" in run.verdicts[0] and "; 14 outcome_words)" in run.verdicts[0]
-    assert "differ in only 14 sets of words" in (run.folder / "report.html").read_text()
+    assert (result.n_items, result.exchange.unit) == (14, "word_pair") and np.nanmin(result.p_fwer) > 0.05
+    assert "No feature" in run.verdicts[0] and "; 14 word_pairs)" in run.verdicts[0]
+    audits = [
+        run_pipeline(examples / f"{name}.yaml", verbose=0).folder / "audit.json"
+        for name in ("success", "success_words")
+    ]
+    told = [{c["name"]: c for c in json.loads(file.read_text())}["materials"] for file in audits]
+    assert [check["status"] for check in told] == ["warn", "pass"]
+    assert "56 items differ in only 14 sets of words" in told[0]["reason"]
 
 
 @pytest.mark.parametrize(("name", "contrast"), [("word_order", "first_vs_second"), ("truth", "true_vs_false")])

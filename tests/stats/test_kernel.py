@@ -18,10 +18,12 @@ from support.hypotheses import (
 )
 
 from neurollm.errors import InvalidInput
+from neurollm.stats.hypothesis import Hypothesis
 from neurollm.stats.kernel import permutation_test, r_to_f, r_to_t, t_to_r
 from neurollm.stats.maxima import above_ties, tied_down
 from neurollm.stats.shufflings import sign_flip, whole_item, within_item
 
+RNG = np.random.default_rng(0)
 MANY = zero_inflated((24, 700), 3).astype(np.float32)
 
 
@@ -47,11 +49,15 @@ def brute_force(Y, hypothesis, arrangements):
         yield rho * direction
 
 
-def test_a_perfect_correlation_is_infinite_in_every_storage():
-    hypothesis = SCHEMES["two_groups"]
-    Y = np.hstack([MANY, 1e3 * hypothesis.tested + 7])
-    null = [run(data, hypothesis, n_perm=4000, block=(100, 130)).null_max for data in (Y, Y[:, ::-1])]
-    assert np.isinf(null[0]).sum() == np.isinf(null[1]).sum()
+@pytest.mark.parametrize("factor", [0.1, 0.3, 0.7, 1 / 3])
+def test_a_perfect_correlation_is_infinite_whatever_its_rounding(factor):
+    """All arrangements of nine differences of one size: two are perfect."""
+    none = np.empty((9, 0))
+    mean = Hypothesis(np.full((9, 1), 1 / 3), none, none, None, 8, sign_flip(9))
+    y = np.column_stack([np.full(9, factor), np.full(9, factor * (1 + 1e-14)), RNG.normal(size=9)])
+    for order in ([0, 1, 2], [2, 1, 0]):
+        null = permutation_test(y[:, order], mean, np.linalg.norm(y[:, order], axis=0)).null_max
+        assert np.isinf(null).sum() == 2
 
 
 def arrangements(hypothesis, n_perm, seed=0):

@@ -1,5 +1,7 @@
 """Products by lookup against matrix products."""
 
+import threading
+
 import numpy as np
 import pytest
 import torch
@@ -97,13 +99,25 @@ def test_the_number_of_torch_threads_comes_back(three_threads):
         assert torch.get_num_threads() == 1
         raise KeyError
     assert torch.get_num_threads() == 3
-    first, second = one_thread_each(), one_thread_each()
-    first.__enter__()
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert torch.get_num_threads() == 1
-    second.__exit__(None, None, None)
+    here = one_thread_each()
+    inside, leave, numbers = threading.Event(), threading.Event(), []
+
+    def elsewhere():
+        numbers.append(torch.get_num_threads())
+        with one_thread_each():
+            inside.set()
+            leave.wait()
+        numbers.append(torch.get_num_threads())
+
+    here.__enter__()
+    other = threading.Thread(target=elsewhere)
+    other.start()
+    inside.wait()
+    here.__exit__(None, None, None)
     assert torch.get_num_threads() == 3
+    leave.set()
+    other.join()
+    assert torch.get_num_threads() == 3 and numbers == [1, 3]
 
 
 def test_threads_of_a_pool_look_up_with_one_torch_thread_each(three_threads, monkeypatch):

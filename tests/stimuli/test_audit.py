@@ -123,8 +123,20 @@ def test_materials_that_several_items_share_warn():
     check = status(pd.DataFrame(rows), "materials")
     assert (check.status, check.value) == ("warn", pytest.approx(2 / 6))
     assert "6 items differ in only 2 sets of words (won / lost in 3 of them)" in check.reason
-    own = [{**row, "text": f"{row['text']} {row['item']}{row['level']}"} for row in rows]
+    by_words = pd.DataFrame([{**row, "words": int(row["item"][1]) % 2} for row in rows])
+    (check,) = [c for c in StimulusSet(by_words).audit(["level"], item="words").checks if c.name == "materials"]
+    assert (check.status, check.reason) == ("pass", "words differ in words of their own")
+    with pytest.raises(InvalidInput, match="no column 'word'; did you mean 'words'"):
+        StimulusSet(by_words).audit(item="word")
+    alike = [row for row in rows if int(row["item"][1]) % 2]
+    assert (
+        "3 items differ in one set of words (rose / fell in 3 of them)"
+        in status(pd.DataFrame(alike), "materials").reason
+    )
+    own = [{**row, "text": row["text"].replace("again", f"in {row['item']}{row['level']}")} for row in rows]
     assert status(pd.DataFrame(own), "materials").status == "pass"
+    half = [row for row in rows if row["level"] == "a" or row["item"] in ("i0", "i1")]
+    assert status(pd.DataFrame(half), "materials").value == 1  # of the two items with both levels
     between = [{**row, "item": row["item"] + row["level"]} for row in rows]
     same = [{**row, "text": f"{row['item']} as ever."} for row in rows]
     for table in (between, same):  # nothing to compare within items; no words that differ

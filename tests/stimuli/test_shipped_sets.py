@@ -82,12 +82,12 @@ def test_success_pairs_are_minimal():
         assert 1 <= sum(a != b for a, b in zip(won, lost, strict=True)) <= 3
 
 
-def test_success_targets_are_the_outcome_words():
+def test_success_targets_are_the_word_pair():
     table = StimulusSet.read_tsv(FOLDER / "success.tsv").table
     for row in table.itertuples():
         start, end = map(int, row.target.split(":"))
-        assert row.text[start:end] == row.outcome_words.split("/")[row.outcome == "failure"]
-    uses = table.groupby("outcome_words").agg({"item": "nunique", "template": "nunique"})
+        assert row.text[start:end] == row.word_pair.split("/")[row.outcome == "failure"]
+    uses = table.groupby("word_pair").agg({"item": "nunique", "template": "nunique"})
     assert uses["item"].between(2, 6).all()
     assert uses["template"].ge(3).all()
     assert len(uses) == 14
