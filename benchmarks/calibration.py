@@ -21,7 +21,6 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -105,25 +104,31 @@ def with_topics(rng: np.random.Generator) -> tuple[np.ndarray, pd.DataFrame]:
     return X + 1.5 * (obs["topic"] == "war").to_numpy()[:, None] * rng.random(N_FEATURES), obs
 
 
-def demo_model(rng: np.random.Generator) -> tuple[Any, pd.DataFrame]:
+class DemoModel:
     """Activations of the demo model on the success set; which items are successes is shuffled."""
-    X, codes = _demo_trials()
-    group = rng.permutation(np.arange(codes.max() + 1) % 3 == 0)
-    return X, pd.DataFrame({"item": codes, "g": np.where(group[codes], "a", "b")})
 
+    def __init__(self) -> None:
+        self._trials: tuple[Any, np.ndarray] | None = None
 
-@cache
-def _demo_trials() -> tuple[Any, np.ndarray]:
-    from neurollm.datasets import example_project_path
-    from neurollm.dictionaries import load_dictionary
-    from neurollm.masking import FeatureMasker
-    from neurollm.models import load_model
-    from neurollm.stimuli import StimulusSet
+    @staticmethod
+    def _load() -> tuple[Any, np.ndarray]:
+        """Activations of frequent features, and the item of every trial."""
+        from neurollm.datasets import example_project_path
+        from neurollm.dictionaries import load_dictionary
+        from neurollm.masking import FeatureMasker
+        from neurollm.models import load_model
+        from neurollm.stimuli import StimulusSet
 
-    stimuli = StimulusSet.read_tsv(example_project_path() / "stimuli" / "success.tsv")
-    trials = FeatureMasker(load_model("demo"), load_dictionary("demo")).fit_transform(stimuli)
-    frequent = np.flatnonzero(np.diff(trials.X.tocsc().indptr) >= 10)[:300]
-    return trials.X[:, frequent], np.unique(trials.obs["item"].astype(str), return_inverse=True)[1]
+        stimuli = StimulusSet.read_tsv(example_project_path() / "stimuli" / "success.tsv")
+        trials = FeatureMasker(load_model("demo"), load_dictionary("demo")).fit_transform(stimuli)
+        frequent = np.flatnonzero(np.diff(trials.X.tocsc().indptr) >= 10)[:300]
+        return trials.X[:, frequent], np.unique(trials.obs["item"].astype(str), return_inverse=True)[1]
+
+    def __call__(self, rng: np.random.Generator) -> tuple[Any, pd.DataFrame]:
+        self._trials = self._load() if self._trials is None else self._trials
+        X, codes = self._trials
+        group = rng.permutation(np.arange(codes.max() + 1) % 3 == 0)
+        return X, pd.DataFrame({"item": codes, "g": np.where(group[codes], "a", "b")})
 
 
 def situations() -> dict[str, Situation]:
@@ -151,7 +156,7 @@ def situations() -> dict[str, Situation]:
         "2×2 mixed, interaction": Situation(cells(mixed, 0.4, ("a", "b")), FactorialDesign(["a", "b"]), "a:b"),
         "ranks, 12 + 36": Situation(two_groups((12, 36), 0.2), groups, two, {"scale": "rank"}),
         "Welch, 12 + 36": Situation(two_groups((12, 36), 0.2), groups, two, {"stat": "welch"}),
-        "demo model, items shuffled": Situation(demo_model, groups, two, {"min_active_items": 5}),
+        "demo model, items shuffled": Situation(DemoModel(), groups, two, {"min_active_items": 5}),
     }
 
 
@@ -216,6 +221,7 @@ def main() -> None:
         f"|{'-' * 36}|------:|------:|------:|--------:|--------:|"
     )
     for name, situation in chosen.items():
+        situation.make(np.random.default_rng(0))  # what is loaded once goes to the other processes
         rows = Parallel(options.jobs)(
             delayed(one)(situation, seed, not options.skip_nilearn) for seed in range(options.data)
         )
