@@ -157,7 +157,7 @@ def _statistic(result: ContrastResult) -> str:
         errors = "heteroscedasticity-consistent standard errors (HC3; MacKinnon & White, 1985)"
         text = f"a t statistic over {several(unit)} with {errors}"
     elif result.is_f:
-        rows = f"{several(unit)} and levels" if kind == "within_item" else f"{several(unit)}"
+        rows = f"{several(unit)} and levels" if kind == "within_item" else several(unit)
         text = f"an F statistic with {q} numerator degrees of freedom in a linear model of {rows}"
     elif not has_sides(result):
         text = "the t statistic of a coefficient in a linear model"
