@@ -8,7 +8,7 @@ varies within the factor and its cells hold more than one trial, for otherwise t
 slopes and intercepts are uncorrelated (Barr et al. 2013; Matuschek et al. 2017). p is from the normal distribution
 of β/se, which is liberal with few items or templates (found at .05: .066 with 24 items and 12 templates, .113 with
 40 and 4): the tests of `neurollm.stats` stay the primary ones, this is a check of their robustness.
-(The MixedLM of statsmodels stops short of the maximum where a variance is zero, as it often is for sparse features:
+(The MixedLM of statsmodels often does not converge where a variance is zero, as it is for many sparse features:
 `docs/calibration.md`.)
 """
 

@@ -165,15 +165,24 @@ def has_negative(array: Any) -> bool:
     return any(bool((array[:, start : start + BLOCK] < 0).any()) for start in range(0, array.shape[1], BLOCK))
 
 
+def column_squares(block: Any, weights: np.ndarray | None = None) -> np.ndarray:
+    """Sums of squares of the columns of a dense or (canonical) sparse block, with a weight for each row."""
+    if sparse.issparse(block):
+        csc = block.tocsc()
+        squares = csc.data**2 if weights is None else csc.data**2 * weights[csc.indices]
+        return np.ones(csc.shape[0]) @ sparse.csc_array((squares, csc.indices, csc.indptr), shape=csc.shape)
+    squares = np.asarray(block) ** 2
+    return squares.sum(axis=0) if weights is None else weights @ squares
+
+
 def column_norms(array: Any) -> np.ndarray:
     """Euclidean norm of each column of any supported array."""
     if sparse.issparse(array):
-        csc = canonical_columns(array)
-        return np.sqrt(np.ones(csc.shape[0]) @ sparse.csc_array((csc.data**2, csc.indices, csc.indptr), csc.shape))
+        return np.sqrt(column_squares(canonical_columns(array)))
     out = np.empty(array.shape[1])
     for columns, block in column_blocks(array):
         with np.errstate(over="ignore"):
-            out[columns] = np.sqrt(np.sum(block**2, axis=0))
+            out[columns] = np.sqrt(column_squares(block))
     return out
 
 

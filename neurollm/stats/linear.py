@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, column_norms, dense
+from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, column_norms, column_squares, dense
 from neurollm.stats.hypothesis import Hypothesis
 
 NOISE = 32 * float(np.finfo(np.float32).eps)  # of equal activations, as a share of them; seen: up to 5 eps
@@ -134,15 +134,15 @@ class _Model:
 
     def fit(self, block: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Projections, ν² and residual sum of squares of a block of columns."""
-        total = _squares(block)
+        total = column_squares(block)
         norm2 = total.copy()
         if self.means is not None:
             means = self.means @ block
             counts = np.bincount(self.groups)
-            norm2 -= _squares(means, counts)
-        norm2 -= _squares(self.nuisance.T @ block)
+            norm2 -= column_squares(means, counts)
+        norm2 -= column_squares(self.nuisance.T @ block)
         tested = self.tested.T @ block
-        residual = norm2 - _squares(tested) - _squares(self.rest.T @ block)
+        residual = norm2 - column_squares(tested) - column_squares(self.rest.T @ block)
         again = np.flatnonzero((residual < _CANCELLED * total) & (total > 0))
         if again.size:
             tested[:, again], norm2[again], residual[again] = self._centred(dense(block[:, again]))
@@ -162,16 +162,6 @@ class _Model:
 
 def _without(y: np.ndarray, basis: np.ndarray) -> np.ndarray:
     return y - basis @ (basis.T @ y)
-
-
-def _squares(block: Any, weights: np.ndarray | None = None) -> np.ndarray:
-    """Column sums of squares of a dense or sparse block."""
-    if sparse.issparse(block):
-        csc = block.tocsc()
-        squares = csc.data**2 if weights is None else csc.data**2 * weights[csc.indices]
-        return np.ones(csc.shape[0]) @ sparse.csc_array((squares, csc.indices, csc.indptr), shape=csc.shape)
-    squares = np.asarray(block) ** 2
-    return squares.sum(axis=0) if weights is None else weights @ squares
 
 
 def _sparse_blocks(Y: Any, size: int = 1 << 16) -> Any:

@@ -26,9 +26,10 @@ WORTHWHILE = 2**36  # multiplications from which on it pays to import torch
 COLUMNS = 128  # under one table: tables of 34 words take 1 MB, the size of a core's second cache
 _ENTRIES = 81  # of a word, at most
 _WORDS = 34  # looked up at once
+_DIGITS = 12  # numbers of a column that agree to so many decimals are one; it has length 1
+
 _running: list[int] = []  # torch's number of threads, once for each test that runs
 _running_lock = threading.Lock()
-_DIGITS = 12  # numbers of a column that agree to so many decimals are one; it has length 1
 
 
 class Matrix:
