@@ -36,6 +36,11 @@ class Dictionary(ABC):
     model_name, model_fingerprint : str
         The model it belongs to; the fingerprint is ``""`` when it is not known.
     d_in, n_features : int
+    d_out : int
+    target_site : Site
+    is_transcoder : bool
+        `d_out` and `target_site` differ from `d_in` and `site` in transcoders only, which
+        predict the activations of another site.
     dtype : str
         The dtype of the stored weights. Computation is in float32.
     provenance : dict
@@ -57,6 +62,7 @@ class Dictionary(ABC):
         dtype: str = "float32",
     ) -> None:
         self.site, self.d_in, self.n_features, self.dtype = site, int(d_in), int(n_features), dtype
+        self.d_out, self.target_site, self.is_transcoder = self.d_in, site, False
         self.model_name, self.model_fingerprint = model_name, model_fingerprint
         self.provenance: dict[str, Any] = {}
         self.metrics: dict[str, Any] = {}
@@ -64,6 +70,11 @@ class Dictionary(ABC):
     @property
     def directions(self) -> torch.Tensor | None:
         """Decoder directions, shape (n_features, d_in), in raw activation units; None if there are none."""
+        return None
+
+    @property
+    def centre(self) -> torch.Tensor | None:
+        """The point (d_in,) that counts as the origin of the activations; None if there is none."""
         return None
 
     @property
@@ -76,8 +87,8 @@ class Dictionary(ABC):
         """Features (n, n_features) of valid float32 activations (n, d_in)."""
 
     @abstractmethod
-    def _decode(self, features: torch.Tensor) -> torch.Tensor:
-        """Raw activations (n, d_in) of float32 features (n, n_features)."""
+    def _decode(self, features: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
+        """Raw activations of float32 features (n, n_features); `x` (n, d_in) where they come from, if it is known."""
 
     @abstractmethod
     def save(self, folder: str | os.PathLike) -> None:
@@ -123,31 +134,64 @@ class Dictionary(ABC):
             return sp.csr_matrix((0, self.n_features), dtype=np.float32)
         return parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
 
-    def decode(self, features: torch.Tensor | np.ndarray | sp.csr_matrix) -> torch.Tensor | np.ndarray:
+    def decode(
+        self, features: torch.Tensor | np.ndarray | sp.csr_matrix, x: torch.Tensor | np.ndarray | None = None
+    ) -> torch.Tensor | np.ndarray:
         """Raw activations of features.
 
         Parameters
         ----------
         features : Tensor, ndarray or scipy CSR, shape (n, n_features)
+        x : Tensor or ndarray, shape (n, d_in), optional
+            The activations the features come from. Only dictionaries that normalise
+            every token by itself, or have a skip connection, need them.
 
         Returns
         -------
         Tensor or ndarray, shape (n, d_in)
             float32, the same kind as the input (ndarray for a sparse matrix).
+
+        Raises
+        ------
+        InvalidInput
+            If a shape is wrong, or `x` is needed and missing.
         """
+        rows = None if x is None else self._as_rows(x, self.d_in, "activations")
+        if rows is not None and len(rows) != features.shape[0]:
+            raise InvalidInput(f"decode: {features.shape[0]} rows of features and {len(rows)} of activations")
         if sp.issparse(features):
             if features.shape[1] != self.n_features:
                 raise InvalidInput(f"features: expected shape (n, {self.n_features}), got {features.shape}")
             csr = features.tocsr().astype(np.float32, copy=False)
-            parts = [self._decode_csr(csr[piece]) for piece in self._pieces(csr.shape[0])]
-            return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, self.d_in), np.float32)
-        return _like(self._decode(self._as_rows(features, self.n_features, "features")), features)
+            pieces = self._pieces(csr.shape[0])
+            parts = [self._decode_csr(csr[piece], None if rows is None else rows[piece]) for piece in pieces]
+            return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, self.d_out), np.float32)
+        return _like(self._decode(self._as_rows(features, self.n_features, "features"), rows), features)
+
+    def reconstruct(self, x: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:
+        """``decode(encode(x), x)`` without holding all features at once.
+
+        Parameters
+        ----------
+        x : Tensor or ndarray, shape (n, d_in)
+
+        Returns
+        -------
+        Tensor or ndarray, shape (n, d_in)
+            float32, the same kind as `x` and on its device.
+        """
+        rows = self._as_rows(x, self.d_in, "activations")
+        parts = [self._reconstruct(rows[piece]) for piece in self._pieces(len(rows))]
+        return _like(torch.cat(parts) if parts else rows.new_zeros(0, self.d_out), x)
+
+    def _reconstruct(self, x: torch.Tensor) -> torch.Tensor:
+        return self._decode(self._encode(x), x)
 
     def _encode_csr(self, x: torch.Tensor) -> sp.csr_matrix:
         return sp.csr_matrix(self._encode(x).cpu().numpy())
 
-    def _decode_csr(self, features: sp.csr_matrix) -> torch.Tensor:
-        return self._decode(torch.from_numpy(features.toarray()).to(self.device))
+    def _decode_csr(self, features: sp.csr_matrix, x: torch.Tensor | None) -> torch.Tensor:
+        return self._decode(torch.from_numpy(features.toarray()).to(self.device), x)
 
     def check(self, lm: LanguageModel, site: Site | None = None) -> None:
         """Refuse a model, or a site, that this dictionary was not made for.
@@ -199,6 +243,7 @@ class Dictionary(ABC):
             "n_features": self.n_features,
             "dtype": self.dtype,
             "fingerprint": self.fingerprint,
+            **({"target_site": self.target_site.to_dict()} if self.is_transcoder else {}),
             "provenance": {key: value for key, value in self.provenance.items() if key != "history"},
             "metrics": self.metrics,
         }

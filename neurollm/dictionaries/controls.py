@@ -1,22 +1,35 @@
-"""Control dictionaries: what an analysis finds without any learned feature."""
+"""Control dictionaries: what an analysis finds without any learned feature.
+
+They share the interface of trained dictionaries, so that any analysis can be repeated
+on them. `controls_of` makes those of one dictionary. A further control is an SAE trained
+on the activations of texts whose words are shuffled, see
+`neurollm.activations.shuffling.shuffled_words`.
+"""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from neurollm.dictionaries.base import Dictionary
+from neurollm.dictionaries.components import ICADictionary, NMFDictionary, PCADictionary, sample_rows
+from neurollm.dictionaries.control_files import Control
 from neurollm.dictionaries.kernels import topk_of_relu
+from neurollm.dictionaries.rows import Rows, check_rows
+from neurollm.dictionaries.sae import SAE
 from neurollm.errors import InvalidInput
-from neurollm.files import write_json
 from neurollm.models import Site
 from neurollm.random import stream
 
+KINDS = ("raw_units", "random_directions", "random_sae", "pca", "ica", "nmf")
+# Rows on which the L0 of a random SAE is matched to that of the trained one.
+ROWS_FOR_L0 = 4096
 
-class RawUnits(Dictionary):
+
+class RawUnits(Control):
     """The units of the site themselves: encode and decode are the identity.
 
     Parameters
@@ -39,23 +52,29 @@ class RawUnits(Dictionary):
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
         return x.clone()
 
-    def _decode(self, features: torch.Tensor) -> torch.Tensor:
+    def _decode(self, features: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
         return features.clone()
 
     def _identity(self) -> list[bytes]:
         return []
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write ``neurollm.json``."""
-        write_control(self, folder, {})
+    def _stored(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        return {}, {}
 
     @classmethod
-    def from_parameters(cls, site: Site, d_in: int, parameters: dict[str, Any], **model: str) -> RawUnits:
+    def from_parameters(
+        cls,
+        site: Site,
+        d_in: int,
+        parameters: dict[str, Any],
+        tensors: dict[str, torch.Tensor],
+        **model: str,
+    ) -> RawUnits:
         """Inverse of `save`."""
         return cls(site, d_in, **model)
 
 
-class RandomDirections(Dictionary):
+class RandomDirections(Control):
     """Random directions read like features: f_i = ReLU(u_i · (x − mean)), optionally only the k largest.
 
     The u_i are independent and uniform on the sphere. Decoding scales the weighted
@@ -105,15 +124,15 @@ class RandomDirections(Dictionary):
         self._directions = torch.from_numpy(unit_rows(random_state, "random_directions", n_features, d_in))
 
     @classmethod
-    def matching(cls, dictionary: Dictionary, random_state: int = 0) -> RandomDirections:
-        """The control of a dictionary: same site, number of features, k and centre."""
+    def matching(cls, dictionary: Dictionary, random_state: int = 0, k: int | None = None) -> RandomDirections:
+        """The control of a dictionary: same site, number of features and centre; k too, unless another is given."""
         return cls(
             dictionary.site,
             dictionary.d_in,
             dictionary.n_features,
             random_state,
-            mean=getattr(dictionary, "_offset", None),
-            k=getattr(dictionary, "k", None),
+            mean=dictionary.centre,
+            k=k or getattr(dictionary, "k", None),
             model_name=dictionary.model_name,
             model_fingerprint=dictionary.model_fingerprint,
         )
@@ -130,7 +149,7 @@ class RandomDirections(Dictionary):
         values, indices = topk_of_relu(pre, self.k)
         return torch.zeros_like(pre).scatter_(1, indices, values)
 
-    def _decode(self, features: torch.Tensor) -> torch.Tensor:
+    def _decode(self, features: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
         v = features @ self._directions
         projections = (v @ self._directions.T) * (features != 0)
         factor = v.square().sum(1) / projections.square().sum(1).clamp_min(torch.finfo(v.dtype).tiny)
@@ -143,15 +162,27 @@ class RandomDirections(Dictionary):
         """What is written into results."""
         return {**super().describe(), "k": self.k, "random_state": self.random_state}
 
-    def save(self, folder: str | os.PathLike) -> None:
-        """Write ``neurollm.json``: the directions are drawn anew from `random_state`."""
+    def _stored(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        # The directions are drawn anew from `random_state`.
         parameters = {"n_features": self.n_features, "random_state": self.random_state, "k": self.k}
-        write_control(self, folder, {**parameters, "mean": self.mean.tolist()})
+        return {**parameters, "mean": self.mean.tolist()}, {}
 
     @classmethod
-    def from_parameters(cls, site: Site, d_in: int, parameters: dict[str, Any], **model: str) -> RandomDirections:
+    def from_parameters(
+        cls,
+        site: Site,
+        d_in: int,
+        parameters: dict[str, Any],
+        tensors: dict[str, torch.Tensor],
+        **model: str,
+    ) -> RandomDirections:
         """Inverse of `save`."""
         return cls(site, d_in, **{**parameters, "mean": torch.tensor(parameters["mean"])}, **model)
+
+
+CONTROLS: dict[str, type[Control]] = {
+    kind.architecture: kind for kind in (RawUnits, RandomDirections, PCADictionary, ICADictionary, NMFDictionary)
+}
 
 
 def unit_rows(random_state: int, purpose: str, n: int, d: int) -> np.ndarray:
@@ -160,19 +191,172 @@ def unit_rows(random_state: int, purpose: str, n: int, d: int) -> np.ndarray:
     return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
 
 
-def write_control(dictionary: Dictionary, folder: str | os.PathLike, parameters: dict[str, Any]) -> None:
-    """Write the ``neurollm.json`` of a dictionary without stored weights."""
-    from neurollm.dictionaries.saelens import FORMAT_VERSION, SIDE_FILE
+def random_sae(dictionary: SAE, random_state: int = 0, data: Rows | None = None) -> SAE:
+    """An SAE as training would begin it: the same architecture, sizes and k, and nothing learned.
 
-    write_json(
-        os.path.join(folder, SIDE_FILE),
-        {
-            "format_version": FORMAT_VERSION,
-            "architecture": dictionary.architecture,
-            "site": dictionary.site.to_dict(),
-            "model": {"name": dictionary.model_name, "fingerprint": dictionary.model_fingerprint},
-            "d_in": dictionary.d_in,
-            "parameters": parameters,
-            "metrics": dictionary.metrics,
-        },
+    Decoder rows are uniform on the unit sphere, the encoder is their transpose, biases
+    are zero, and b_dec, the origin of the encoder, is that of the trained SAE; all in raw
+    activation units. In such an SAE of ReLU, JumpReLU or gated type half of the features
+    are active. With `data` it gets one common threshold t at which its mean L0 there is
+    that of the trained SAE: JumpReLU and gated f = pre · [pre > t], ReLU f = ReLU(pre − t).
+    TopK has its k, matching pursuit its rule to stop, and neither needs data.
+
+    Parameters
+    ----------
+    dictionary : SAE
+    random_state : int, default=0
+        Of the decoder directions; those the trainer draws for the same number.
+    data : ActivationStore, Tensor or ndarray (n, d_in), optional
+        4,096 of its rows, chosen at random, are used.
+
+    Returns
+    -------
+    SAE
+        Of the same class: it is saved and loaded like any SAE. ``provenance["control"]``
+        says what it is.
+
+    Raises
+    ------
+    InvalidInput
+        If `dictionary` is not an SAE, or is a transcoder.
+    DataMismatch
+        If the activation store is of another site or model.
+
+    Examples
+    --------
+    >>> from neurollm.dictionaries import load_dictionary
+    >>> control = random_sae(load_dictionary("demo"))
+    >>> control.architecture, control.n_features, control.k
+    ('topk', 4096, 32)
+    """
+    if not isinstance(dictionary, SAE) or dictionary.is_transcoder:
+        found = "a transcoder" if dictionary.is_transcoder else f"a {dictionary.architecture!r} dictionary"
+        raise InvalidInput(f"random_sae: expected a sparse autoencoder, got {found}")
+    rows = torch.from_numpy(unit_rows(random_state, "decoder_init", dictionary.n_features, dictionary.d_in))
+    record: dict[str, Any] = {
+        "control": "random initialisation",
+        "random_state": int(random_state),
+        "of": dictionary.fingerprint,
+    }
+    sae = _untrained(dictionary, rows, 0.0)
+    calibrated = {"b_enc", "threshold", "b_gate"} & set(dictionary.tensors) and "k" not in dictionary.options
+    if data is not None and calibrated:
+        check_rows(dictionary, data)
+        x = torch.from_numpy(sample_rows(data, ROWS_FOR_L0, random_state))
+        l0 = dictionary.encode_sparse(x).nnz / len(x)
+        sae = _untrained(dictionary, rows, _threshold_for(sae, x, l0))
+        record["l0_matched"] = {"rows": len(x), "l0": l0}
+    sae.provenance = record
+    return sae
+
+
+def _untrained(dictionary: SAE, rows: torch.Tensor, threshold: float) -> SAE:
+    """The SAE with decoder `rows` (F, d), their transpose as encoder, and one threshold for all features."""
+    folded = dictionary.fold()
+    zeros = torch.zeros(len(rows))
+    weights = {
+        "W_enc": rows.T,
+        "W_dec": rows,
+        "b_dec": folded.weights["b_dec"],
+        "b_enc": zeros if "threshold" in dictionary.tensors else zeros - threshold,
+        "threshold": zeros + threshold,
+        "b_gate": zeros - threshold,
+        "b_mag": zeros,
+        "r_mag": zeros,
+    }
+    return type(dictionary)(
+        dictionary.site,
+        {name: weights[name].to(dictionary.device) for name in dictionary.tensors},
+        **folded.options,
+        normalisation=folded.normalisation,
+        model_name=dictionary.model_name,
+        model_fingerprint=dictionary.model_fingerprint,
     )
+
+
+def _threshold_for(sae: SAE, x: torch.Tensor, l0: float) -> float:
+    """The threshold that leaves round(l0 · n) features of `sae`, which has none yet, on the rows `x` (n, d)."""
+    wanted = round(l0 * len(x))
+    largest = torch.zeros(wanted + 1)
+    for piece in x.split(256):  # the largest of all are among the largest of the pieces
+        values = sae.encode(piece).cpu().flatten()
+        largest = torch.cat([largest, values.topk(min(wanted + 1, len(values))).values]).topk(wanted + 1).values
+    return float(largest[-1])
+
+
+def controls_of(
+    dictionary: Dictionary,
+    data: Rows,
+    kinds: Sequence[str] = ("raw_units", "random_directions", "random_sae", "pca"),
+    random_state: int = 0,
+) -> dict[str, Dictionary]:
+    """The controls of one dictionary: same site, model and interface, and the same L0 where they have one.
+
+    The L0 is the dictionary's k, or else its mean L0 on 4,096 rows of `data`, rounded.
+
+    Parameters
+    ----------
+    dictionary : Dictionary
+    data : ActivationStore, Tensor or ndarray (n, d_in)
+        Activations of the dictionary's site: the components are fitted to them.
+    kinds : sequence of str
+        ``raw_units``; ``random_directions`` (as many features, the same L0); ``random_sae``
+        (see `random_sae`; SAEs only); ``pca`` and ``ica`` (two non-negative features for
+        each of d components or half as many as the dictionary has features, whichever is
+        less; the same L0); ``nmf`` (d components or as many as the dictionary has features,
+        whichever is less; its L0 is its own).
+    random_state : int, default=0
+
+    Returns
+    -------
+    dict of Dictionary
+        By kind, in the order of `kinds`.
+
+    Raises
+    ------
+    InvalidInput
+        If a kind is unknown, or does not exist for this dictionary.
+    DataMismatch
+        If the activation store is of another site or model.
+
+    Examples
+    --------
+    >>> from neurollm.dictionaries import load_dictionary
+    >>> x = np.random.default_rng(0).standard_normal((500, 256))
+    >>> for name, control in controls_of(load_dictionary("demo"), x).items():
+    ...     print(name, control.n_features)
+    raw_units 256
+    random_directions 4096
+    random_sae 4096
+    pca 512
+    """
+    for kind in kinds:
+        if kind not in KINDS:
+            raise InvalidInput(f"kinds: {kind!r} is unknown; use {', '.join(KINDS)}")
+    check_rows(dictionary, data)
+    origin = {
+        "site": dictionary.site,
+        "model_name": dictionary.model_name,
+        "model_fingerprint": dictionary.model_fingerprint,
+    }
+    k = _l0(dictionary, data, random_state)
+    d, n_features = dictionary.d_in, dictionary.n_features
+    pairs = max(1, min(d, n_features // 2))
+    sparse = {"rectified": True, "k": min(k, pairs), **origin}
+    make = {
+        "raw_units": lambda: RawUnits(d_in=d, **origin),
+        "random_directions": lambda: RandomDirections.matching(dictionary, random_state, k),
+        "random_sae": lambda: random_sae(dictionary, random_state, data),
+        "pca": lambda: PCADictionary.fit(data, pairs, random_state, **sparse),
+        "ica": lambda: ICADictionary.fit(data, pairs, random_state, **sparse),
+        "nmf": lambda: NMFDictionary.fit(data, min(d, n_features), random_state, **origin),
+    }
+    return {kind: make[kind]() for kind in kinds}
+
+
+def _l0(dictionary: Dictionary, data: Rows, random_state: int) -> int:
+    k = getattr(dictionary, "k", None)
+    if k is None:
+        x = sample_rows(data, ROWS_FOR_L0, random_state)
+        k = round(dictionary.encode_sparse(x).nnz / len(x))
+    return min(max(k, 1), dictionary.n_features)

@@ -1,77 +1,247 @@
-"""Products with a matrix that has few non-zeros per row.
+"""Products with a matrix that has few non-zeros per row, and finding these non-zeros.
 
-With `a` (n, F) given as values and column indices, both (n, k):
+A `SparseCode` names the places (row, column) where a matrix a (n, F) may differ from zero; the
+values at these places are a vector beside it. With W (F, d), x and g (n, d):
 
-* ``sparse_decode``: a · W, cost 2nkd instead of 2nFd;
-* ``sampled_dot``: (x · Wᵀ) at the given places only, the gradient of the former with
-  respect to the values, and the exact value of selected pre-activations;
-* ``Transposed``: aᵀ · g, the gradient with respect to W, by sorting the non-zeros by column.
+    decode(a, W)   a · W            2 d multiplications for each place, not 2 F d for each row
+    dots(x, W)     (x · Wᵀ) there   the gradient of the former with respect to a, and exact pre-activations
+    gram(a, g)     aᵀ · g           the gradient with respect to W
 
-On CPU each takes 1 to 6 ms at n = 4,096, k = 32, F = 4,096, d = 256, where the dense
-float32 product takes about 100 ms. On other devices ``Transposed`` falls back to one
-dense product, which is fast there and, unlike atomic additions, deterministic.
+`DenseCode` has the same members for a matrix with all its places; it wins from a density of
+`CROSSOVER` on (benchmarks/train_sae.py measures it).
+
+Selecting (`largest`, `above`) runs in blocks of rows that stay in a core's cache, one block a
+thread: product, comparison and selection touch memory once. The k largest of F are found among
+the members of the k groups with the largest maxima, which contain them.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 from torch.nn import functional
 
-
-def sparse_decode(values: torch.Tensor, indices: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Sum of the rows `indices` of `weight` (F, d), weighted by `values`: (n, k), (n, k) → (n, d)."""
-    return functional.embedding_bag(indices, weight, per_sample_weights=values, mode="sum")
-
-
-def sampled_dot(x: torch.Tensor, weight: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-    """Dot products of each row of `x` (n, d) with its own rows `indices` (n, k) of `weight` (F, d)."""
-    with torch.enable_grad():
-        probe = torch.zeros(indices.shape, dtype=x.dtype, device=x.device, requires_grad=True)
-        output = sparse_decode(probe, indices, weight.detach())
-        return torch.autograd.grad(output, probe, x)[0]
+CROSSOVER = 0.06  # share of places from which on dense products are faster on a CPU
+BLOCK_VALUES = 2**19  # pre-activations of a block: 2 MB
+GROUPS = 16  # members of a group; F below 64 k is not worth grouping
+DEVICE_VALUES = 2**26  # pre-activations held at a time on other devices
 
 
-class Transposed:
-    """The transpose of a sparse pattern, built once and used for several products.
+class SparseCode:
+    """Places of a sparse matrix, row by row.
 
     Parameters
     ----------
-    indices : LongTensor, shape (n, k)
-        Column of each entry; within a row all different.
+    columns : LongTensor, shape (m,)
+    offsets : LongTensor, shape (n + 1,)
+        Where each row begins in `columns`, and their number at the end.
     n_columns : int
     """
 
-    def __init__(self, indices: torch.Tensor, n_columns: int) -> None:
-        self.indices, self.n_columns = indices, n_columns
-        self.sparse = indices.device.type == "cpu"
-        if self.sparse:
-            n, k = indices.shape
-            pattern = sp.csr_matrix(
-                (np.arange(n * k), indices.reshape(-1).numpy(), np.arange(n + 1) * k), shape=(n, n_columns)
-            ).tocsc()
-            self.offsets = torch.from_numpy(pattern.indptr[:-1].astype(np.int64))
-            self.rows = torch.from_numpy(pattern.indices.astype(np.int64))
-            self.order = torch.from_numpy(pattern.data.astype(np.int64))
+    def __init__(self, columns: torch.Tensor, offsets: torch.Tensor, n_columns: int) -> None:
+        self.columns, self.offsets, self.n_columns = columns, offsets, n_columns
+        self.n_rows = len(offsets) - 1
+        self._transposed: tuple[torch.Tensor, ...] | None = None
 
-    def dot(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """aᵀ · x, shape (n_columns, d), for the entries `values` (n, k) and `x` (n, d)."""
-        if not self.sparse:
-            return self._dense(values).T @ x
-        ordered = values.reshape(-1)[self.order]
-        return functional.embedding_bag(self.rows, x, self.offsets, per_sample_weights=ordered, mode="sum")
+    @classmethod
+    def regular(cls, columns: torch.Tensor, n_columns: int) -> SparseCode:
+        """The same number of places in every row: `columns` is (n, k)."""
+        n, k = columns.shape
+        return cls(columns.reshape(-1), torch.arange(0, n * k + 1, k, device=columns.device), n_columns)
 
-    def sum(self, values: torch.Tensor) -> torch.Tensor:
-        """Column sums of a, shape (n_columns,)."""
-        if not self.sparse:
-            return self._dense(values).sum(0)
-        sums = np.bincount(self.indices.reshape(-1).numpy(), values.reshape(-1).numpy(), self.n_columns)
-        return torch.from_numpy(sums).to(values.dtype)
+    @property
+    def rows(self) -> torch.Tensor:
+        """Row of each place."""
+        counts = self.offsets.diff()
+        return torch.repeat_interleave(torch.arange(self.n_rows, device=counts.device), counts)
 
-    def _dense(self, values: torch.Tensor) -> torch.Tensor:
-        dense = torch.zeros(len(values), self.n_columns, dtype=values.dtype, device=values.device)
-        return dense.scatter_(1, self.indices, values)
+    def at(self, vector: torch.Tensor) -> torch.Tensor:
+        """A number of each column, at each place."""
+        return vector[self.columns]
+
+    def subset(self, keep: torch.Tensor) -> SparseCode:
+        """The places where `keep` (m,) is true."""
+        counted = torch.cat([keep.new_zeros(1, dtype=torch.int64), keep.cumsum(0)])
+        return SparseCode(self.columns[keep], counted[self.offsets], self.n_columns)
+
+    def decode(self, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """a · W, shape (n, d)."""
+        return functional.embedding_bag(
+            self.columns, weight, self.offsets, per_sample_weights=values, mode="sum", include_last_offset=True
+        )
+
+    def dots(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Products of each row of `x` with the rows of `weight` at its places, shape (m,)."""
+        with torch.enable_grad():
+            probe = torch.zeros(len(self.columns), dtype=x.dtype, device=x.device, requires_grad=True)
+            return torch.autograd.grad(self.decode(probe, weight.detach()), probe, x)[0]
+
+    def gram(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """aᵀ · x, shape (F, d). Not by atomic additions: the same bits every time."""
+        if self.columns.device.type != "cpu":
+            return self.dense(values).T @ x
+        offsets, rows, order = self._by_column()
+        return functional.embedding_bag(
+            rows, x, offsets, per_sample_weights=values[order], mode="sum", include_last_offset=True
+        )
+
+    def column_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of each column, shape (F,)."""
+        if self.columns.device.type != "cpu":
+            return self.dense(values).sum(0)
+        return torch.from_numpy(np.bincount(self.columns.numpy(), values.numpy(), self.n_columns)).to(values.dtype)
+
+    def active_columns(self, values: torch.Tensor) -> torch.Tensor:
+        """Which columns hold a value above zero, bool (F,)."""
+        active = torch.zeros(self.n_columns, dtype=torch.bool, device=values.device)
+        active[self.columns[values > 0]] = True
+        return active
+
+    def dense(self, values: torch.Tensor) -> torch.Tensor:
+        """The matrix, shape (n, F)."""
+        matrix = torch.zeros(self.n_rows, self.n_columns, dtype=values.dtype, device=values.device)
+        matrix[self.rows, self.columns] = values
+        return matrix
+
+    def _by_column(self) -> tuple[torch.Tensor, ...]:
+        if self._transposed is None:
+            shape = (self.n_rows, self.n_columns)
+            entries = np.arange(len(self.columns), dtype=np.int32)
+            pattern = sp.csr_matrix((entries, self.columns.numpy(), self.offsets.numpy()), shape=shape).tocsc()
+            parts = (pattern.indptr, pattern.indices, pattern.data)
+            self._transposed = tuple(torch.from_numpy(part.astype(np.int64)) for part in parts)
+        return self._transposed
+
+
+class DenseCode:
+    """All places of an (n, F) matrix; the values beside it are the matrix itself."""
+
+    def __init__(self, n_rows: int, n_columns: int) -> None:
+        self.n_rows, self.n_columns = n_rows, n_columns
+
+    def at(self, vector: torch.Tensor) -> torch.Tensor:
+        """A number of each column, at each place."""
+        return vector
+
+    def decode(self, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """a · W, shape (n, d)."""
+        return values @ weight
+
+    def dots(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """x · Wᵀ, shape (n, F)."""
+        return x @ weight.T
+
+    def gram(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """aᵀ · x, shape (F, d)."""
+        return values.T @ x
+
+    def column_sums(self, values: torch.Tensor) -> torch.Tensor:
+        """Sum of each column, shape (F,)."""
+        return values.sum(0)
+
+    def active_columns(self, values: torch.Tensor) -> torch.Tensor:
+        """Which columns hold a value above zero, bool (F,)."""
+        return (values > 0).any(0)
+
+
+Code = SparseCode | DenseCode
+
+
+class Encoder:
+    """The product z · Wᵀ + c, computed in blocks to find its largest entries.
+
+    Parameters
+    ----------
+    weight : Tensor, shape (F, d)
+    bias : Tensor, shape (F,)
+    low : bool
+        Compute in bfloat16. The places found are then those of the rounded numbers; `SparseCode.dots`
+        gives the exact ones.
+    """
+
+    def __init__(self, weight: torch.Tensor, bias: torch.Tensor, low: bool) -> None:
+        self.weight, self.bias = (weight.bfloat16(), bias.bfloat16()) if low else (weight, bias)
+
+    def __call__(self, z: torch.Tensor) -> torch.Tensor:
+        """The whole product, float32 (n, F)."""
+        return functional.linear(z.to(self.weight.dtype), self.weight, self.bias).float()
+
+    def largest(self, z: torch.Tensor, k: int) -> SparseCode:
+        """The places of the k largest entries of every row, in no particular order."""
+        if z.device.type != "cpu":
+            size = max(1, DEVICE_VALUES // len(self.weight))
+            columns = torch.cat([self(piece).topk(k, dim=1, sorted=False).indices for piece in z.split(size)])
+        else:
+            parts = self._in_blocks(z, lambda pre: largest_columns(pre, k))
+            columns = torch.from_numpy(np.concatenate(parts))
+        return SparseCode.regular(columns, len(self.weight))
+
+    def above(self, z: torch.Tensor, threshold: torch.Tensor | float) -> SparseCode:
+        """The places of all entries above a threshold, one for all columns or one for each (F,)."""
+        if z.device.type != "cpu":
+            size = max(1, DEVICE_VALUES // len(self.weight))
+            masks = [self(piece) > threshold for piece in z.split(size)]
+            columns = torch.cat([mask.nonzero()[:, 1] for mask in masks])
+            counts = torch.cat([mask.sum(1) for mask in masks])
+        else:
+            limit = np.float32(threshold) if isinstance(threshold, float) else threshold.numpy()
+            parts = self._in_blocks(z, lambda pre: _above(pre, limit))
+            columns = torch.from_numpy(np.concatenate([columns for columns, _ in parts]))
+            counts = torch.from_numpy(np.concatenate([counts for _, counts in parts]))
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        return SparseCode(columns, offsets, len(self.weight))
+
+    def _in_blocks(self, z: torch.Tensor, function: Callable[[np.ndarray], object]) -> list:
+        size = max(16, BLOCK_VALUES // len(self.weight))
+        blocks = z.split(size)
+        threads = torch.get_num_threads()
+        if threads == 1 or len(blocks) == 1:
+            return [function(self(block).numpy()) for block in blocks]
+        try:
+            torch.set_num_threads(1)  # each thread computes one block alone
+            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+                return list(pool.map(lambda block: function(self(block).numpy()), blocks))
+        finally:
+            torch.set_num_threads(threads)
+
+
+def largest_columns(pre: np.ndarray, k: int) -> np.ndarray:
+    """Columns (n, k) of the k largest entries of each row, in no particular order.
+
+    Examples
+    --------
+    >>> sorted(largest_columns(np.array([[3.0, 9.0, 1.0, 7.0]]), 2)[0].tolist())
+    [1, 3]
+    """
+    n, n_columns = pre.shape
+    if k == n_columns:
+        return np.broadcast_to(np.arange(n_columns), (n, k))
+    groups, rest = divmod(n_columns, GROUPS)
+    if groups < 4 * k:
+        return np.argpartition(pre, n_columns - k, axis=1)[:, n_columns - k :]
+    # Group g has the columns g, g + groups, g + 2 groups …: their maximum is an elementwise one.
+    maxima = pre[:, : n_columns - rest].reshape(n, GROUPS, groups).max(1)
+    best = np.argpartition(maxima, groups - k, axis=1)[:, groups - k :]
+    candidates = (best[:, :, None] + np.arange(0, n_columns - rest, groups)).reshape(n, -1)
+    if rest:
+        last = np.broadcast_to(np.arange(n_columns - rest, n_columns), (n, rest))
+        candidates = np.concatenate([candidates, last], axis=1)
+    chosen = np.argpartition(np.take_along_axis(pre, candidates, 1), candidates.shape[1] - k, axis=1)
+    return np.take_along_axis(candidates, chosen[:, candidates.shape[1] - k :], 1)
+
+
+def _above(pre: np.ndarray, limit: np.ndarray | np.float32) -> tuple[np.ndarray, np.ndarray]:
+    mask = pre > limit
+    return np.flatnonzero(mask) % pre.shape[1], mask.sum(1)
+
+
+def sparse_decode(values: torch.Tensor, indices: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Sum of the rows `indices` of `weight` (F, d), weighted by `values`: (n, k), (n, k) → (n, d)."""
+    return SparseCode.regular(indices, len(weight)).decode(values.reshape(-1), weight)
 
 
 def topk_of_relu(pre: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:

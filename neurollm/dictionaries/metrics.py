@@ -5,21 +5,28 @@ over the whole data set in float64:
 
 * explained variance EV = 1 − FVU, FVU = Σ‖x − x̂‖² / (Σ‖x‖² − N‖mean x‖²); predicting
   the mean scores exactly 0;
-* L0 = mean number of features > 0 on a token (≠ 0 for dictionaries with signs);
-* density of a feature = share of tokens on which it is active; dead = never active on
+* L0 = mean number of features on a token that are not 0;
+* density of a feature = share of tokens on which it is not 0; dead = never above 0 on
   these tokens, so the number of tokens belongs to the figure;
+* Gini coefficient of the densities w of all F features, dead ones included, in ascending
+  order: 2 Σ i wᵢ / (F Σ w) − (F + 1) / F; 0 = all fire equally often, near 1 = few do all;
 * cosine = mean cos(x, x̂); L2 ratio = E‖x̂‖ / E‖x‖; relative reconstruction bias
   E‖x̂‖² / E[x · x̂] (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014);
-* decoder cosine = mean over features of the largest cosine with another feature.
+* decoder cosines, see `neurollm.dictionaries.cosines`.
 
 With a model and documents, see `neurollm.dictionaries.splice`, also cross-entropy with
-the reconstruction in place of the activations.
+the reconstruction in place of the activations:
+
+* ΔCE = CE_sae − CE; recovered = (CE_baseline − CE_sae) / (CE_baseline − CE);
+* KL score = (KL_zero − KL_sae) / KL_zero.
+
+With `n_boot`, a 95 % percentile interval of EV: documents are drawn with replacement,
+because tokens of a document are not independent.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +34,21 @@ import numpy as np
 import torch
 
 from neurollm.dictionaries.base import Dictionary
-from neurollm.dictionaries.controls import RawUnits
+from neurollm.dictionaries.cosines import DecoderCosines, decoder_cosines
+from neurollm.dictionaries.rows import Rows, check_rows, count_rows, row_batches
 from neurollm.dictionaries.splice import SplicedLoss, spliced_loss
-from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.errors import InvalidInput
+from neurollm.progress import Progress
+from neurollm.random import stream
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from neurollm.activations import ActivationStore
+    from neurollm.dictionaries.hints import Hint
     from neurollm.models import LanguageModel
 
-DENSE, RARE = 0.1, 1e-5
+DENSE, FREQUENT, RARE, ULTRA_RARE = 0.1, 0.01, 1e-5, 1e-6
+FEWEST_DOCUMENTS = 10  # of fewer, a percentile interval is far too narrow
 
 
 @dataclass(frozen=True)
@@ -50,13 +61,25 @@ class DictionaryMetrics:
         Explained and unexplained variance, global.
     l0 : float
     dead : float
-        Share of features never active on these `n_tokens`.
-    dense, rare : float
-        Share of features active on more than 10 % of the tokens; on fewer than 1e-5 but at least one.
+        Share of features never above 0 on these `n_tokens`.
+    dense, frequent : float
+        Shares of features not 0 on more than 10 %, and on more than 1 % of the tokens.
+    rare, ultra_rare : float
+        Shares of features not 0 on fewer than 1e-5, and on fewer than 1e-6 of the tokens, but on at
+        least one. With N tokens no density is between 0 and 1 / N.
+    gini : float
+        Of the densities of all features.
     cosine, l2_ratio, relative_reconstruction_bias : float
     decoder_cosine : float or None
+        Mean over features of the largest cosine with another.
     n_tokens : int
     density : ndarray of float64, shape (n_features,)
+    cosines : DecoderCosines or None
+        All about the cosines of two features, with what random directions give.
+    ev_low, ev_high : float or None
+        95 % interval over documents.
+    n_documents : int
+        Documents behind the interval.
     ce, ce_sae, ce_mean, ce_zero : float or None
         Cross-entropy in nats per predicted token: of the model, with the reconstruction
         spliced in, with every activation replaced by the mean, and by zero.
@@ -64,8 +87,10 @@ class DictionaryMetrics:
         ce_sae − ce.
     ce_recovered, ce_recovered_zero : float or None
         (baseline − ce_sae) / (baseline − ce) with mean and with zero ablation as the baseline.
-    kl : float or None
-        Mean KL divergence of the spliced from the clean prediction.
+    kl, kl_mean, kl_zero : float or None
+        Mean KL divergence from the clean prediction of that with the reconstruction, the mean, zero.
+    kl_score : float or None
+        (kl_zero − kl) / kl_zero.
     n_predicted : int
         Predicted tokens behind the cross-entropies.
     ce_note : str
@@ -77,13 +102,20 @@ class DictionaryMetrics:
     l0: float
     dead: float
     dense: float
+    frequent: float
     rare: float
+    ultra_rare: float
+    gini: float
     cosine: float
     l2_ratio: float
     relative_reconstruction_bias: float
     decoder_cosine: float | None
     n_tokens: int
     density: np.ndarray = dataclasses.field(repr=False, compare=False)
+    cosines: DecoderCosines | None = dataclasses.field(default=None, repr=False, compare=False)
+    ev_low: float | None = None
+    ev_high: float | None = None
+    n_documents: int = 0
     ce: float | None = None
     ce_sae: float | None = None
     ce_mean: float | None = None
@@ -92,6 +124,9 @@ class DictionaryMetrics:
     ce_recovered: float | None = None
     ce_recovered_zero: float | None = None
     kl: float | None = None
+    kl_mean: float | None = None
+    kl_zero: float | None = None
+    kl_score: float | None = None
     n_predicted: int = 0
     ce_note: str = "no model and documents were given"
 
@@ -100,19 +135,30 @@ class DictionaryMetrics:
         """Cross-entropy under mean ablation, the baseline of `ce_recovered`."""
         return self.ce_mean
 
+    def hints(self) -> list[Hint]:
+        """Figures beside the ranges of a rule of thumb; see `neurollm.dictionaries.hints`."""
+        from neurollm.dictionaries.hints import hints
+
+        return hints(self)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, without the density of every feature."""
-        names = [field.name for field in dataclasses.fields(self) if field.name != "density"]
-        return {name: getattr(self, name) for name in names}
+        names = [field.name for field in dataclasses.fields(self) if field.name not in ("density", "cosines")]
+        cosines = {} if self.cosines is None else self.cosines.to_dict()
+        return {name: getattr(self, name) for name in names} | {
+            f"decoder_cosine_{name}": value for name, value in cosines.items() if name != "mean_largest"
+        }
 
 
 def evaluate_dictionary(
     dictionary: Dictionary,
-    data: ActivationStore | torch.Tensor | np.ndarray,
+    data: Rows,
     model: LanguageModel | None = None,
     documents: Sequence[str] | Any = None,
     *,
+    n_boot: int = 0,
     batch_size: int = 4096,
+    random_state: int = 0,
     verbose: int = 0,
 ) -> DictionaryMetrics:
     """Measure a dictionary on held-out data.
@@ -125,7 +171,11 @@ def evaluate_dictionary(
     model : LanguageModel, optional
     documents : Corpus, or sequence of str or of token id arrays, optional
         Held-out texts for the cross-entropies; needs `model`.
+    n_boot : int, default=0
+        Draws of documents for the interval of EV; needs a store, which knows the document of each row.
     batch_size : int, default=4096
+    random_state : int, default=0
+        Of the draws of documents.
     verbose : int, default=0
 
     Returns
@@ -134,17 +184,42 @@ def evaluate_dictionary(
 
     Raises
     ------
+    InvalidInput
+        If there are no activations, the dictionary is a transcoder, or `n_boot` is asked of an
+        array or of fewer than 10 documents.
     DataMismatch
         If data or model do not belong to the dictionary.
+
+    Examples
+    --------
+    >>> from neurollm.dictionaries import RawUnits
+    >>> from neurollm.models import Site
+    >>> evaluate_dictionary(RawUnits(Site(3), 8), torch.randn(100, 8)).ev
+    1.0
     """
     if (model is None) != (documents is None):
         raise InvalidInput("evaluate_dictionary: model and documents are given together or not at all")
+    if dictionary.is_transcoder:
+        raise InvalidInput(
+            f"evaluate_dictionary: {dictionary} is a transcoder: it predicts the activations of "
+            f"{dictionary.target_site} and does not reconstruct those it reads"
+        )
     if model is not None:
         dictionary.check(model)
+    check_rows(dictionary, data)
+    if n_boot and not hasattr(data, "columns"):
+        raise InvalidInput("evaluate_dictionary: n_boot needs an activation store; an array has no documents")
     sums = _Sums(dictionary)
-    for batch in _rows(dictionary, data, batch_size):
-        sums.add(batch)
+    by_document = _DocumentSums(dictionary.d_in) if n_boot else None
+    with Progress("evaluate", count_rows(data), "tokens", verbose) as progress:
+        for batch in row_batches(data, batch_size):
+            x, errors = sums.add(batch)
+            if by_document is not None:
+                by_document.add(data.columns(sums.n - len(x), sums.n)["doc_id"], x, errors)
+            progress.advance(len(x))
     metrics = sums.metrics()
+    if by_document is not None:
+        metrics = dataclasses.replace(metrics, **by_document.interval(n_boot, random_state))
     if model is None:
         return metrics
     if not model.is_causal:
@@ -155,25 +230,6 @@ def evaluate_dictionary(
     return dataclasses.replace(metrics, **_ce_figures(loss))
 
 
-def _rows(
-    dictionary: Dictionary, data: ActivationStore | torch.Tensor | np.ndarray, batch_size: int
-) -> Iterator[torch.Tensor]:
-    if isinstance(data, torch.Tensor | np.ndarray):
-        rows = torch.as_tensor(data)
-        yield from (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
-        return
-    if data.site != dictionary.site:
-        raise DataMismatch(f"{dictionary} was made at {dictionary.site}; the activation store holds {data.site}")
-    known = dictionary.model_fingerprint and data.model_fingerprint
-    if known and dictionary.model_fingerprint != data.model_fingerprint:
-        raise DataMismatch(
-            f"{dictionary} was trained on a model with fingerprint {dictionary.model_fingerprint[:12]}; the "
-            f"activation store is of one with {data.model_fingerprint[:12]}"
-        )
-    for start in range(0, data.n_rows, batch_size):
-        yield data.rows(start, min(start + batch_size, data.n_rows))
-
-
 class _Sums:
     """Streaming float64 sums from which every reconstruction metric follows."""
 
@@ -182,62 +238,110 @@ class _Sums:
         self.n = 0
         self.total = np.zeros(dictionary.d_in)
         self.fires = np.zeros(dictionary.n_features, dtype=np.int64)
+        self.alive = np.zeros(dictionary.n_features, dtype=bool)
         # ‖x‖², ‖x̂‖², x·x̂, ‖x − x̂‖², ‖x‖, ‖x̂‖, cos
         self.scalars = np.zeros(7)
 
-    def add(self, batch: torch.Tensor) -> None:
-        """Add the rows of one batch."""
+    def add(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Add the rows of one batch; they come back in float64, with their squared errors."""
         features = self.dictionary.encode_sparse(batch)
         x = batch.cpu().double().numpy()
-        y = self.dictionary.decode(features).astype(np.float64)
+        y = self.dictionary.decode(features, batch).astype(np.float64)
         xx, yy, xy = (np.einsum("nd,nd->n", a, b) for a, b in ((x, x), (y, y), (x, y)))
         x_norm, y_norm = np.sqrt(xx), np.sqrt(yy)
         cosine = xy / np.maximum(x_norm * y_norm, np.finfo(float).tiny)
-        error = np.square(x - y).sum()
-        self.scalars += [xx.sum(), yy.sum(), xy.sum(), error, x_norm.sum(), y_norm.sum(), cosine.sum()]
+        errors = np.square(x - y).sum(1)
+        self.scalars += [column.sum() for column in (xx, yy, xy, errors, x_norm, y_norm, cosine)]
         self.total += x.sum(0)
         self.fires += np.bincount(features.indices, minlength=self.dictionary.n_features)
+        self.alive[features.indices[features.data > 0]] = True
         self.n += len(x)
+        return x, errors
 
     def metrics(self) -> DictionaryMetrics:
         """The figures without cross-entropies."""
         if self.n == 0:
             raise InvalidInput("evaluate_dictionary: there are no activations")
         xx, yy, xy, error, x_norm, y_norm, cosine = self.scalars
-        variance = xx - np.square(self.total).sum() / self.n
-        fvu = float(error / variance) if variance > 0 else float("nan")
+        fvu = _ratio(error, max(xx - np.square(self.total).sum() / self.n, 0.0))
         density = self.fires / self.n
+        fired = self.fires > 0
+        cosines = decoder_cosines(self.dictionary)
         return DictionaryMetrics(
             ev=1 - fvu,
             fvu=fvu,
             l0=float(self.fires.sum() / self.n),
-            dead=float(np.mean(self.fires == 0)),
+            dead=float(np.mean(~self.alive)),
             dense=float(np.mean(density > DENSE)),
-            rare=float(np.mean((density < RARE) & (self.fires > 0))),
+            frequent=float(np.mean(density > FREQUENT)),
+            rare=float(np.mean((density < RARE) & fired)),
+            ultra_rare=float(np.mean((density < ULTRA_RARE) & fired)),
+            gini=gini(density),
             cosine=float(cosine / self.n),
             l2_ratio=_ratio(y_norm, x_norm),
             relative_reconstruction_bias=_ratio(yy, xy),
-            decoder_cosine=decoder_cosine(self.dictionary),
+            decoder_cosine=None if cosines is None else cosines.mean_largest,
             n_tokens=self.n,
             density=density,
+            cosines=cosines,
         )
 
 
-def decoder_cosine(dictionary: Dictionary, block: int = 1024) -> float | None:
-    """Mean over features of the largest cosine with another feature's direction; None without directions.
+class _DocumentSums:
+    """The sums of EV for every document."""
 
-    Independent random directions give a little less than sqrt(2 ln F / d): compare with that.
+    def __init__(self, d: int) -> None:
+        self.d = d
+        self.sums: dict[int, np.ndarray] = {}  # n, Σ‖x‖², Σ‖x − x̂‖², Σx
+
+    def add(self, documents: np.ndarray, x: np.ndarray, errors: np.ndarray) -> None:
+        """Add rows, of which those of a document are neighbours."""
+        starts = np.r_[0, np.flatnonzero(np.diff(documents)) + 1]
+        counts = np.diff(np.r_[starts, len(documents)])
+        columns = np.column_stack([np.square(x).sum(1), errors, x])
+        sums = np.column_stack([counts, np.add.reduceat(columns, starts, axis=0)])
+        for document, row in zip(documents[starts].tolist(), sums, strict=True):
+            self.sums[document] = self.sums.get(document, 0.0) + row
+
+    def interval(self, n_boot: int, random_state: int) -> dict[str, Any]:
+        """95 % percentile interval of EV over resampled documents."""
+        sums = np.array(list(self.sums.values()))
+        n_documents = len(sums)
+        if n_documents < FEWEST_DOCUMENTS:
+            raise InvalidInput(
+                f"evaluate_dictionary: the interval of EV needs at least {FEWEST_DOCUMENTS} documents, found "
+                f"{n_documents}"
+            )
+        ev = np.empty(n_boot)
+        for draw in range(n_boot):
+            chosen = stream(random_state, "ev_documents", draw).integers(n_documents, size=n_documents)
+            n, squares, error, *total = np.bincount(chosen, minlength=n_documents) @ sums
+            ev[draw] = 1 - _ratio(error, squares - np.square(total).sum() / n)
+        low, high = np.quantile(ev, [0.025, 0.975]).tolist()
+        return {"ev_low": low, "ev_high": high, "n_documents": n_documents}
+
+
+def gini(values: np.ndarray) -> float:
+    """Gini coefficient of values that are not negative; NaN if all are 0.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n,)
+
+    Returns
+    -------
+    float
+        0 when all are equal, 1 − 1/n when one has everything.
+
+    Examples
+    --------
+    >>> gini(np.array([2.0, 2.0, 2.0])), gini(np.array([0.0, 0.0, 0.0, 7.0]))
+    (0.0, 0.75)
     """
-    if dictionary.directions is None or dictionary.n_features < 2 or isinstance(dictionary, RawUnits):
-        return None
-    rows = torch.nn.functional.normalize(dictionary.directions.float(), dim=1)
-    largest = []
-    for start in range(0, len(rows), block):
-        cosines = rows[start : start + block] @ rows.T
-        own = torch.arange(len(cosines))
-        cosines[own, own + start] = -1
-        largest.append(cosines.max(1).values)
-    return float(torch.cat(largest).double().mean())
+    ordered = np.sort(np.asarray(values, float))
+    n = len(ordered)
+    ranks = np.arange(1, n + 1)
+    return _ratio(((2 * ranks - n - 1) * ordered).sum(), n * ordered.sum())
 
 
 def _ratio(a: float, b: float) -> float:
@@ -257,6 +361,9 @@ def _ce_figures(loss: SplicedLoss) -> dict[str, Any]:
         "ce_recovered": recovered(loss.mean),
         "ce_recovered_zero": recovered(loss.zero),
         "kl": loss.kl,
+        "kl_mean": loss.kl_mean,
+        "kl_zero": loss.kl_zero,
+        "kl_score": _ratio(loss.kl_zero - loss.kl, loss.kl_zero),
         "n_predicted": loss.n_predicted,
         "ce_note": "special tokens are untouched in all runs; ce_recovered is against mean ablation",
     }

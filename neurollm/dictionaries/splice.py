@@ -35,8 +35,8 @@ class SplicedLoss:
     ----------
     clean, spliced, mean, zero : float
         Of the model as it is, with reconstructions, with the mean, with zero at the site.
-    kl : float
-        Mean KL(clean ‖ spliced).
+    kl, kl_mean, kl_zero : float
+        Mean KL(clean ‖ changed) in nats: with reconstructions, with the mean, with zero.
     n_predicted : int
     """
 
@@ -45,6 +45,8 @@ class SplicedLoss:
     mean: float
     zero: float
     kl: float
+    kl_mean: float
+    kl_zero: float
     n_predicted: int
 
 
@@ -74,10 +76,10 @@ def spliced_loss(
     """
     sequences = _sequences(lm, documents)
     vocabulary = lm.model.config.get_text_config().vocab_size
-    sums = torch.zeros(5, dtype=torch.float64)
+    sums = torch.zeros(7, dtype=torch.float64)
     n_predicted = 0
     replacements = {
-        "spliced": lambda rows: torch.as_tensor(dictionary.decode(dictionary.encode(rows))),
+        "spliced": lambda rows: torch.as_tensor(dictionary.reconstruct(rows)),
         "mean": lambda rows: mean.to(rows).expand_as(rows),
         "zero": torch.zeros_like,
     }
@@ -92,14 +94,13 @@ def spliced_loss(
             progress.advance(sum(lengths[index] for index in batch))
     if n_predicted == 0:
         raise InvalidInput("the documents hold no token to predict")
-    clean, spliced, at_mean, zero, kl = (sums / n_predicted).tolist()
-    return SplicedLoss(clean, spliced, at_mean, zero, kl, n_predicted)
+    return SplicedLoss(*(sums / n_predicted).tolist(), n_predicted)
 
 
 def _batch_losses(
     lm: LanguageModel, site: Any, ids: torch.Tensor, ordinary: torch.Tensor, replacements: dict[str, Any]
 ) -> torch.Tensor:
-    """Loss of every predicted token, float64: rows clean, each replacement, KL(clean ‖ first replacement)."""
+    """Loss of every predicted token, float64: clean, each replacement, KL(clean ‖ each replacement)."""
     predicted = ordinary[:, 1:]
     targets = ids[:, 1:][predicted]
 
@@ -112,15 +113,13 @@ def _batch_losses(
 
     with torch.no_grad():
         clean = log_probabilities()
-        rows = [loss(clean)]
-        kl = None
+        rows, kl = [loss(clean)], []
         for replace in replacements.values():
             with intervene(lm, site, lambda hidden, replace=replace: _replaced(hidden, ordinary, replace)):
                 changed = log_probabilities()
             rows.append(loss(changed))
-            if kl is None:
-                kl = (clean.exp() * (clean - changed)).sum(1).double().cpu()
-    return torch.stack([*rows, kl])
+            kl.append((clean.exp() * (clean - changed)).sum(1).double().cpu())
+    return torch.stack([*rows, *kl])
 
 
 def _replaced(hidden: torch.Tensor, where: torch.Tensor, replace: Any) -> torch.Tensor:

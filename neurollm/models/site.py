@@ -8,7 +8,24 @@ from typing import Any
 
 from neurollm.errors import InvalidInput
 
-STREAMS = ("resid_post", "resid_pre", "mlp_out", "attn_out", "token_embedding")
+STREAMS = ("resid_post", "resid_pre", "mlp_out", "attn_out", "token_embedding", "mlp_in")
+_TRANSFORMER_LENS = {
+    "hook_resid_post": "resid_post",
+    "hook_resid_pre": "resid_pre",
+    "hook_mlp_out": "mlp_out",
+    "hook_attn_out": "attn_out",
+    "mlp.hook_in": "mlp_in",
+}
+_MLP = ("mlp", "feed_forward", "ffn")
+# What flows out of, or into, a native module of a block; "" is the block itself.
+_MODULES = {
+    ("", "output"): "resid_post",
+    ("", "input"): "resid_pre",
+    **{(name, "output"): "mlp_out" for name in (*_MLP, "post_feedforward_layernorm")},
+    **{(name, "output"): "attn_out" for name in ("attn", "self_attn", "attention", "self_attention")},
+    **{(name, "input"): "mlp_in" for name in _MLP},
+    ("pre_feedforward_layernorm", "output"): "mlp_in",
+}
 
 
 @dataclass(frozen=True)
@@ -23,9 +40,10 @@ class Site:
         Index of the block, counted from 0. The residual stream after block `l` is
         ``hidden_states[l + 1]`` in transformers, except for the last block, whose
         entry there is taken after the final norm.
-    stream : {"resid_post", "resid_pre", "mlp_out", "attn_out", "token_embedding"}
-        The block's output, its input, the output of its MLP or attention module, or
-        the token embedding alone (no position, no context; layer must be 0).
+    stream : {"resid_post", "resid_pre", "mlp_out", "attn_out", "token_embedding", "mlp_in"}
+        The block's output, its input, the output of its MLP or attention module, the
+        token embedding alone (no position, no context; layer must be 0), or the input
+        of its MLP module, after the norm before it.
 
     Raises
     ------
@@ -68,7 +86,8 @@ class Site:
         """The name of this site in SAELens and TransformerLens configurations."""
         if self.stream == "token_embedding":
             return "hook_embed"
-        return f"blocks.{self.layer}.hook_{self.stream}"
+        hook = next(hook for hook, stream in _TRANSFORMER_LENS.items() if stream == self.stream)
+        return f"blocks.{self.layer}.{hook}"
 
     @classmethod
     def from_saelens(cls, hook_name: str) -> Site:
@@ -81,9 +100,40 @@ class Site:
         """
         if hook_name == "hook_embed":
             return cls(0, "token_embedding")
-        match = re.fullmatch(r"blocks\.(\d+)\.hook_(resid_post|resid_pre|mlp_out|attn_out)", hook_name)
-        if match is None:
+        match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_name)
+        if match is None or match[2] not in _TRANSFORMER_LENS:
             raise InvalidInput(
                 f"hook name {hook_name!r} is not a site neurollm knows; expected for example 'blocks.3.hook_resid_post'"
             )
-        return cls(int(match[1]), match[2])
+        return cls(int(match[1]), _TRANSFORMER_LENS[match[2]])
+
+    @classmethod
+    def from_module(cls, name: str, end: str = "output") -> Site:
+        """The site of what flows out of (or into) a module of a transformers model.
+
+        Parameters
+        ----------
+        name : str
+            For example ``"model.layers.6"``, ``"h.6.mlp"``, ``"wte"``.
+        end : {"output", "input"}
+
+        Raises
+        ------
+        InvalidInput
+            If it does not belong to a supported stream.
+
+        Examples
+        --------
+        >>> Site.from_module("gpt_neox.layers.6"), Site.from_module("h.6.mlp", "input")
+        (Site(layer=6, stream='resid_post'), Site(layer=6, stream='mlp_in'))
+        """
+        if end == "output" and re.fullmatch(r"(.+\.)?(embed_tokens|embed_in|wte)", name):
+            return cls(0, "token_embedding")
+        match = re.fullmatch(r"(?:.+\.)?(?:layers|layer|h|blocks)\.(\d+)(?:\.(\w+))?", name)
+        stream = _MODULES.get((match[2] or "", end)) if match else None
+        if stream is None:
+            raise InvalidInput(
+                f"the {end} of module {name!r} is not a site neurollm knows; expected for example the output of "
+                "'layers.3' or 'h.3.mlp'"
+            )
+        return cls(int(match[1]), stream)

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from neurollm.dictionaries import Dictionary, RandomDirections, RawUnits, evaluate_dictionary
-from neurollm.dictionaries.metrics import decoder_cosine
+from neurollm.dictionaries import Dictionary, RandomDirections, RawUnits, ReLUSAE, evaluate_dictionary
+from neurollm.dictionaries.cosines import decoder_cosines, expected_abs, expected_largest, random_quantile
+from neurollm.dictionaries.metrics import gini
 from neurollm.dictionaries.splice import _cut
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.models import Site
+from neurollm.random import stream
 
 
 class Constant(Dictionary):
@@ -25,7 +27,7 @@ class Constant(Dictionary):
     def _encode(self, x):
         return torch.ones(len(x), 1)
 
-    def _decode(self, features):
+    def _decode(self, features, x):
         return self.value.expand(len(features), -1)
 
     def _identity(self):
@@ -50,13 +52,14 @@ def test_reconstruction_metrics_by_definition(random_sae, acts, batch_size):
     y = sae.decode(features).astype(float)
     fvu = ((x - y) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
     cos = (x * y).sum(1) / np.linalg.norm(x, axis=1) / np.linalg.norm(y, axis=1)
-    unit = sae.W_dec.numpy() / np.linalg.norm(sae.W_dec, axis=1, keepdims=True)
+    unit = sae.weights["W_dec"].numpy() / np.linalg.norm(sae.weights["W_dec"], axis=1, keepdims=True)
     expected = {
         "fvu": fvu,
         "ev": 1 - fvu,
         "l0": (features > 0).sum(1).mean(),
         "dead": ((features > 0).sum(0) == 0).mean(),
         "dense": ((features > 0).mean(0) > 0.1).mean(),
+        "frequent": ((features > 0).mean(0) > 0.01).mean(),
         "cosine": cos.mean(),
         "l2_ratio": np.linalg.norm(y, axis=1).mean() / np.linalg.norm(x, axis=1).mean(),
         "relative_reconstruction_bias": (y**2).sum() / (x * y).sum(),
@@ -78,18 +81,175 @@ def test_predicting_the_mean_scores_zero_and_the_truth_one(acts):
     assert evaluate_dictionary(Constant(Site(1), torch.zeros(6)), acts).ev < -5
 
 
-def test_decoder_cosine_of_random_directions_is_near_its_known_size():
-    value = decoder_cosine(RandomDirections(Site(1), 64, 512))
-    assert 0.8 < value / (2 * np.log(512) / 64) ** 0.5 < 1
-    assert decoder_cosine(RawUnits(Site(1), 6)) is None
+def mean_dictionary(acts, n_features=5):
+    """An SAE whose weights are zero and whose reconstruction is the mean of the data."""
+    d = acts.shape[1]
+    shapes = {"W_enc": (d, n_features), "W_dec": (n_features, d), "b_enc": (n_features,)}
+    weights = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    return ReLUSAE(Site(1), weights | {"b_dec": torch.from_numpy(acts.astype(float).mean(0)).float()})
+
+
+def test_an_sae_that_says_the_mean_explains_nothing(acts):
+    metrics = evaluate_dictionary(mean_dictionary(acts), acts)
+    assert abs(metrics.ev) < 1e-12 and metrics.dead == 1 and metrics.l0 == 0 and np.isnan(metrics.gini)
+    whole = np.random.default_rng(1).integers(-50, 900, (512, 6)).astype(np.float32)  # sums and mean have no rounding
+    assert evaluate_dictionary(mean_dictionary(whole), whole, batch_size=100).ev == 0.0
+
+
+class Fixed(Dictionary):
+    """Features are the activations themselves, whatever they are."""
+
+    architecture = "fixed"
+
+    def __init__(self, d):
+        super().__init__(Site(1), d, d)
+
+    def _encode(self, x):
+        return x
+
+    def _decode(self, features, x):
+        return features
+
+    def _identity(self):
+        return []
+
+    def save(self, folder):
+        raise NotImplementedError
+
+
+def test_bands_of_density_have_known_sizes():
+    x = np.zeros((200_001, 8), np.float32)
+    for feature, n in enumerate((1, 3, 2_001, 20_001, 200_001, 0)):
+        x[:n, feature] = 1
+    x[:40, 6] = -1  # below 0 only: dead, though it counts as not 0
+    x[:2, 7] = (-1, 1)
+    metrics = evaluate_dictionary(Fixed(8), x)
+    assert metrics.dense == 2 / 8 and metrics.frequent == 3 / 8  # 2,001 of 200,001 is just above 1 %
+    assert metrics.rare == 2 / 8 and metrics.ultra_rare == 0 and metrics.dead == 2 / 8
+    assert metrics.l0 == pytest.approx((1 + 3 + 2_001 + 20_001 + 200_001 + 40 + 2) / 200_001)
+
+
+def test_gini_is_half_the_relative_mean_difference():
+    w = np.random.default_rng(0).gamma(0.3, size=200)
+    brute = np.abs(w[:, None] - w).mean() / (2 * w.mean())
+    assert gini(w) == pytest.approx(brute, rel=1e-12) and gini(7 * w[::-1]) == pytest.approx(brute, rel=1e-12)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_decoder_cosines_by_brute_force(random_sae, monkeypatch, exact):
+    sae = random_sae(d=9, n_features=203)
+    sae.weights["W_dec"][17] = 0  # has no direction
+    sae.weights["W_dec"][40] = 3 * sae.weights["W_dec"][90]
+    monkeypatch.setattr("neurollm.dictionaries.cosines.BLOCK", 64)
+    monkeypatch.setattr("neurollm.dictionaries.cosines.EXACT", 4096 if exact else 0)
+    found = decoder_cosines(sae)
+    rows = np.delete(sae.weights["W_dec"].double().numpy(), 17, axis=0)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    full = unit @ unit.T
+    pairs = full[np.triu_indices(202, 1)]
+    assert (found.n_features, found.d, found.counts.sum()) == (202, 9, 202 * 201 / 2)
+    assert found.mean == pytest.approx(pairs.mean(), abs=1e-7)
+    assert found.mean_abs == pytest.approx(np.abs(pairs).mean(), abs=1e-7)
+    assert found.p95 == pytest.approx(np.quantile(pairs, 0.95), abs=1e-6 if exact else 1e-4)
+    assert found.maximum == pytest.approx(1, abs=1e-6)
+    np.testing.assert_allclose(found.largest, (full - 2 * np.eye(202)).max(1), atol=1e-6)
+    np.testing.assert_array_equal(found.counts.reshape(10, -1).sum(1), np.histogram(pairs, 10, (-1, 1))[0])
+
+
+def test_random_directions_meet_their_references():
+    values = [decoder_cosines(RandomDirections(Site(1), 64, 512, seed)) for seed in range(8)]
+    expected = values[0].random
+    for name in ("mean_largest", "mean_abs", "p95", "maximum"):
+        draws = [getattr(value, name) for value in values]
+        error = np.std(draws, ddof=1) / 8**0.5
+        assert np.mean(draws) == pytest.approx(expected[name], abs=4 * error + 1e-4), name
+    assert decoder_cosines(RawUnits(Site(1), 6)) is None
+
+
+def test_references_against_simulation_and_their_asymptotes():
+    rng = np.random.default_rng(0)
+    others = rng.standard_normal((2_000, 50, 16))
+    cosines = others[..., 0] / np.linalg.norm(others, axis=2)
+    largest = cosines.max(1)
+    assert expected_largest(50, 16) == pytest.approx(largest.mean(), abs=4 * largest.std() / 2_000**0.5)
+    assert expected_abs(16) == pytest.approx(np.abs(cosines).mean(), abs=0.003)
+    assert random_quantile(0.95, 16) == pytest.approx(np.quantile(cosines, 0.95), abs=0.005)
+    assert expected_abs(4096) == pytest.approx((2 / (np.pi * 4096)) ** 0.5, rel=1e-3)
+    assert random_quantile(0.95, 4096) == pytest.approx(1.6449 / 64, rel=1e-3)
+    assert 0.9 < expected_largest(65_535, 4096) / (2 * np.log(65_536) / 4096) ** 0.5 < 1
+
+
+class WithDocuments:
+    """Rows that know their documents, as a store does."""
+
+    site, model_fingerprint = Site(1), ""
+
+    def __init__(self, acts, doc_id):
+        self.acts, self.doc_id, self.n_rows = torch.as_tensor(acts), np.asarray(doc_id), len(acts)
+
+    def rows(self, start, stop):
+        return self.acts[start:stop]
+
+    def columns(self, start, stop):
+        return {"doc_id": self.doc_id[start:stop]}
+
+
+def test_interval_of_ev_is_the_bootstrap_of_documents(random_sae, acts):
+    lengths = np.random.default_rng(3).multinomial(700, np.ones(25) / 25)
+    doc_id = np.repeat(np.arange(100, 125), lengths)
+    sae = mean_dictionary(acts * 0.9)
+    metrics = evaluate_dictionary(sae, WithDocuments(acts, doc_id), n_boot=300, batch_size=64, random_state=5)
+    assert metrics.n_documents == 25 and metrics.ev_low < metrics.ev < metrics.ev_high
+    brute = []
+    for draw in range(300):
+        chosen = stream(5, "ev_documents", draw).integers(25, size=25)
+        x = np.concatenate([acts[doc_id == 100 + place] for place in chosen]).astype(float)
+        error = x - sae.weights["b_dec"].double().numpy()
+        brute.append(1 - (error**2).sum() / ((x - x.mean(0)) ** 2).sum())
+    assert (metrics.ev_low, metrics.ev_high) == pytest.approx(tuple(np.quantile(brute, [0.025, 0.975])), rel=1e-9)
+
+
+def test_interval_of_ev_covers_the_truth_though_documents_differ():
+    """EV of half the activations, where documents have their own noise: tokens are not independent."""
+    covered, narrow, n_tokens = 0, 0, 15
+    half = ReLUSAE(
+        Site(1),
+        {
+            "W_enc": torch.cat([torch.eye(4), -torch.eye(4)], 1)[:, [0, 1, 4, 5]],
+            "W_dec": torch.cat([torch.eye(4), -torch.eye(4)])[[0, 1, 4, 5]],
+            "b_enc": torch.zeros(4),
+            "b_dec": torch.zeros(4),
+        },
+    )
+    for seed in range(120):
+        rng = np.random.default_rng(seed)
+        scale = np.repeat(rng.choice([0.5, 1.5], (40, 2)), n_tokens, axis=0)
+        x = (rng.standard_normal((40 * n_tokens, 4)) * np.repeat(scale, 2, axis=1)).astype(np.float32)
+        documents = np.repeat(np.arange(40), n_tokens)
+        by_document = evaluate_dictionary(half, WithDocuments(x, documents), n_boot=200)
+        by_token = evaluate_dictionary(half, WithDocuments(x, np.arange(len(x))), n_boot=200)
+        covered += by_document.ev_low <= 0.5 <= by_document.ev_high
+        narrow += by_token.ev_low <= 0.5 <= by_token.ev_high
+    assert covered >= 105 and narrow < covered - 15
+
+
+def test_hints_say_what_they_are(random_sae, acts):
+    found = {hint.name: hint for hint in evaluate_dictionary(random_sae(n_features=40, k=20), acts).hints()}
+    assert len(found) == 6 and all("rule of thumb" in hint.advice for hint in found.values())
+    assert "above the range" in found["mean density"].advice
+    for hint in found.values():
+        inside = hint.range[0] <= hint.value <= hint.range[1]
+        assert inside == hint.advice.startswith("inside")
+    constant = evaluate_dictionary(Constant(Site(1), torch.zeros(6)), acts)
+    assert [hint.name for hint in constant.hints()] == ["mean density", "dead", "gini"]
 
 
 DOCUMENTS = [[0, *range(1, 12)], [0, 5, 9, 2], [0, 7, 7, 7, 0, 3], [0, *([4, 8, 15, 16, 23] * 7)]]
 
 
 def brute_force_ce(lm, documents, site, edit):
-    """One sequence at a time, the hook written out, cross-entropy from the definition."""
-    losses = []
+    """One sequence at a time, the hook written out: cross-entropy and KL from their definitions."""
+    losses, divergences = [], []
     for document in documents:
         for start in range(1, len(document), 15):
             ids = torch.tensor([[0, *document[start : start + 15]]])
@@ -101,12 +261,16 @@ def brute_force_ce(lm, documents, site, edit):
                 hidden[0, ordinary] = edit(hidden[0, ordinary])
                 return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
+            with torch.no_grad():
+                clean = lm.model(ids).logits[0].double().log_softmax(-1)
             handle = lm.module_at(site).register_forward_hook(hook)
             with torch.no_grad():
                 log_p = lm.model(ids).logits[0].double().log_softmax(-1)
             handle.remove()
-            losses += [-float(log_p[t - 1, ids[0, t]]) for t in range(1, ids.shape[1]) if ordinary[t]]
-    return np.mean(losses), len(losses)
+            targets = [t for t in range(1, ids.shape[1]) if ordinary[t]]
+            losses += [-float(log_p[t - 1, ids[0, t]]) for t in targets]
+            divergences += [float((clean.exp() * (clean - log_p))[t - 1].sum()) for t in targets]
+    return np.mean(losses), np.mean(divergences), len(losses)
 
 
 def test_cross_entropies_equal_brute_force(tiny_lm, random_sae, acts):
@@ -119,29 +283,32 @@ def test_cross_entropies_equal_brute_force(tiny_lm, random_sae, acts):
         "ce_mean": lambda h: mean.expand_as(h),
         "ce_zero": torch.zeros_like,
     }
-    ce = {}
+    ce, kl = {}, {}
     for name, edit in edits.items():
-        ce[name], n = brute_force_ce(tiny_lm, DOCUMENTS, Site(1), edit)
+        ce[name], kl[name], n = brute_force_ce(tiny_lm, DOCUMENTS, Site(1), edit)
         assert getattr(metrics, name) == pytest.approx(ce[name], rel=1e-4), name
     assert metrics.n_predicted == n and metrics.ce_ablated == metrics.ce_mean
     assert metrics.delta_ce == pytest.approx(ce["ce_sae"] - ce["ce"], rel=1e-3)
     assert metrics.ce_recovered_zero == pytest.approx(
         (ce["ce_zero"] - ce["ce_sae"]) / (ce["ce_zero"] - ce["ce"]), rel=1e-2
     )
-    assert metrics.kl > 0
-    assert "density" not in metrics.to_dict()
+    assert (metrics.kl, metrics.kl_mean, metrics.kl_zero) == pytest.approx(
+        (kl["ce_sae"], kl["ce_mean"], kl["ce_zero"]), rel=1e-3
+    )
+    assert metrics.kl_score == pytest.approx((kl["ce_zero"] - kl["ce_sae"]) / kl["ce_zero"], rel=1e-2)
+    assert not {"density", "cosines"} & set(metrics.to_dict()) and "decoder_cosine_p95" in metrics.to_dict()
 
 
 def test_a_perfect_dictionary_recovers_everything(tiny_lm, acts):
     metrics = evaluate_dictionary(RawUnits(Site(1), 6), acts, tiny_lm, [np.array(d) for d in DOCUMENTS])
-    assert metrics.ce_sae == metrics.ce and metrics.delta_ce == 0 and metrics.kl == 0
+    assert metrics.ce_sae == metrics.ce and metrics.delta_ce == 0 and metrics.kl == 0 and metrics.kl_score == 1
     assert metrics.ce_recovered == 1 and metrics.ce_recovered_zero == 1
 
 
 def test_a_dictionary_that_says_zero_is_zero_ablation(tiny_lm, acts):
     constant = Constant(Site(1), torch.zeros(6))
     metrics = evaluate_dictionary(constant, acts, tiny_lm, [np.array(d) for d in DOCUMENTS])
-    assert metrics.ce_sae == metrics.ce_zero and metrics.ce_recovered_zero == 0
+    assert metrics.ce_sae == metrics.ce_zero and metrics.ce_recovered_zero == 0 and metrics.kl_score == 0
 
 
 def test_encoders_have_no_cross_entropy_and_say_why(tiny_lm, acts):
@@ -158,6 +325,16 @@ def test_refusals(random_sae, tiny_lm, acts):
         evaluate_dictionary(sae, acts, tiny_lm)
     with pytest.raises(InvalidInput, match="no activations"):
         evaluate_dictionary(sae, acts[:0])
+    with pytest.raises(InvalidInput, match="an array has no documents"):
+        evaluate_dictionary(sae, acts, n_boot=10)
+    with pytest.raises(InvalidInput, match="at least 10 documents, found 2"):
+        evaluate_dictionary(random_sae(), WithDocuments(acts, np.arange(700) // 350), n_boot=10)
+    with pytest.raises(InvalidInput, match=r"transcoder.*resid_post"):
+        weights = {"W_enc": torch.ones(6, 3), "W_dec": torch.ones(3, 6), "b_enc": torch.ones(3), "b_dec": torch.ones(6)}
+        transcoder = ReLUSAE(Site(1), weights, subtract_decoder_bias=False, target_site=Site(2))
+        evaluate_dictionary(transcoder, acts)
+    with pytest.raises(InvalidInput, match="shape \\(n, d\\)"):
+        evaluate_dictionary(sae, acts[0])
     with pytest.raises(InvalidInput, match="no token to predict"):
         evaluate_dictionary(random_sae(), acts, tiny_lm, [np.array([0])])
 

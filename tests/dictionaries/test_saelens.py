@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from neurollm.dictionaries import RandomDirections, RawUnits, TopKSAE, load_dictionary
+from neurollm.dictionaries import Normalisation, RandomDirections, RawUnits, ReLUSAE, TopKSAE, load_dictionary
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.files import sha256_file
+from neurollm.files import sha256_file, write_json
 from neurollm.models import Site
 
 # Of files written by SAELens 6.54.12 (TopKSAE.save_model) with the weights below.
@@ -21,10 +21,11 @@ REAL_RECONSTRUCTION = {
 }
 
 
-def fixture_sae():
+def fixture_sae(k=3, **options):
     v = np.sin(np.arange(200) * 1.7 + 0.3).astype(np.float32)
     weights = {"W_enc": v[:32].reshape(4, 8), "W_dec": v[40:72].reshape(8, 4), "b_enc": v[80:88], "b_dec": v[90:94]}
-    sae = TopKSAE(Site(3), 3, {name: torch.from_numpy(w.copy()) for name, w in weights.items()}, model_name="gpt2")
+    weights = {name: torch.from_numpy(weight.copy()) for name, weight in weights.items()}
+    sae = TopKSAE(Site(3), weights, k, **{"model_name": "gpt2", **options})
     sae.provenance = {"context": 128}
     return sae
 
@@ -60,12 +61,12 @@ def test_an_encoder_without_b_dec_is_read_by_the_same_equation(tmp_path):
     (tmp_path / "neurollm.json").unlink()
     edit(tmp_path, apply_b_dec_to_input=False)
     sae, plain = load_dictionary(tmp_path), fixture_sae()
-    torch.testing.assert_close(sae.encode(X), plain.encode(X + plain.b_dec))
+    torch.testing.assert_close(sae.encode(X), plain.encode(X + plain.weights["b_dec"]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_saving_and_loading_changes_nothing(tmp_path, random_sae, dtype):
-    sae = random_sae(model_name="m", model_fingerprint="c" * 64, dtype=dtype)
+def test_saving_and_loading_changes_nothing(tmp_path, dtype):
+    sae = fixture_sae(model_name="m", model_fingerprint="c" * 64, dtype=dtype)
     sae.provenance, sae.metrics = {"run": {"k": 3}}, {"ev": 0.9}
     sae.save(tmp_path / "a")
     again = load_dictionary(tmp_path / "a")
@@ -85,6 +86,16 @@ def test_controls_come_back(tmp_path, control):
     again = load_dictionary(tmp_path)
     assert type(again) is type(control) and again.fingerprint == control.fingerprint
     assert again.describe() == control.describe()
+
+
+def foreign(**changes):
+    """Without our own file, and with another configuration."""
+
+    def damage(folder):
+        (folder / "neurollm.json").unlink()
+        edit(folder, **changes)
+
+    return damage
 
 
 def truncated(folder):
@@ -111,9 +122,39 @@ def tensor(**changes):
         (tensor(b_dec=None), InvalidInput, "tensor b_dec is missing"),
         (tensor(W_dec=torch.zeros(4, 8)), DataMismatch, r"W_dec has shape \(4, 8\), but cfg.json says \(8, 4\)"),
         (tensor(b_enc=torch.full((8,), torch.nan)), DataMismatch, "b_enc contains NaN"),
-        (lambda f: edit(f, k=9), InvalidInput, "k is 9; expected 1 to d_sae = 8"),
-        (lambda f: edit(f, architecture="gated"), InvalidInput, "'gated' is not supported; this edition reads 'topk'"),
-        (lambda f: edit(f, normalize_activations="layer_norm"), InvalidInput, "normalize_activations is 'layer_norm'"),
+        (lambda f: edit(f, k=4), DataMismatch, "neurollm.json: k is 3, but cfg.json says 4"),
+        (foreign(k=9), InvalidInput, "k is 9; expected 1 to d_sae = 8"),
+        (foreign(k=True), InvalidInput, "k is True"),
+        (foreign(architecture="temporal"), InvalidInput, "'temporal' is not supported: its features depend on"),
+        (foreign(architecture="abstopk"), InvalidInput, "'abstopk' is not supported: its features have signs"),
+        (foreign(architecture="new"), InvalidInput, "'new' is not supported: known are standard"),
+        (foreign(normalize_activations="batch_norm"), InvalidInput, "normalize_activations is 'batch_norm'; expected"),
+        (foreign(normalize_activations="expected_average_only_in"), InvalidInput, "activation_scaler.json with its"),
+        (foreign(reshape_activations="hook_z"), InvalidInput, "SAEs of attention heads are not supported"),
+        (foreign(activation_fn="tanh-relu"), InvalidInput, "activation_fn is 'tanh-relu'; expected 'relu' or 'topk'"),
+        (foreign(metadata={"hook_name": "blocks.1.hook_resid_mid"}), InvalidInput, "hook name 'blocks.1.hook_resid_mid'"),
+        (foreign(metadata={"hf_hook_name": "model.layers.1.self_attn.o_proj.input"}), InvalidInput, "the input of module"),
+        (foreign(metadata={"hook_name": "hook_embed", "hook_head_index": 3}), InvalidInput, "hook_head_index is set"),
+        (foreign(metadata={}), InvalidInput, "metadata.hook_name is missing.*; give it, for example site=Site"),
+        (foreign(metadata=[]), InvalidInput, "metadata is \\[\\]; expected a JSON object"),
+        (foreign(architecture="jumprelu"), InvalidInput, "tensor threshold is missing"),
+        (foreign(architecture="transcoder", d_out=4), InvalidInput, "a transcoder that normalises its input"),
+        (
+            foreign(architecture="transcoder", d_out=4, apply_b_dec_to_input=False),
+            InvalidInput,
+            "metadata.hook_name_out is missing; a transcoder needs",
+        ),
+        (tensor(extra=torch.zeros(3)), InvalidInput, "extra does not belong there; expected only W_enc, W_dec"),
+        (
+            lambda f: write_json(f / "neurollm.json", json.loads((f / "neurollm.json").read_text()) | {"site": 3}),
+            InvalidInput,
+            "neurollm.json: site is 3; expected a JSON object",
+        ),
+        (
+            lambda f: write_json(f / "neurollm.json", {"format_version": 7}),
+            InvalidInput,
+            "format_version is 7; this edition reads 1",
+        ),
         (lambda f: edit(f, d_in=None), InvalidInput, "d_in is None"),
         (lambda f: edit(f, dtype="int8"), InvalidInput, "dtype 'int8'"),
         (lambda f: (f / "cfg.json").write_text("{"), InvalidInput, "cfg.json: not valid JSON"),
@@ -130,9 +171,9 @@ def test_every_damage_is_one_sentence_with_the_file(tmp_path, damage, error, wor
     assert "\n" not in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
-def test_other_weights_than_the_side_file_describes_are_refused(tmp_path, random_sae):
-    random_sae().save(tmp_path / "a")
-    random_sae(seed=1).save(tmp_path / "b")
+def test_other_weights_than_the_side_file_describes_are_refused(tmp_path):
+    fixture_sae().save(tmp_path / "a")
+    fixture_sae(dtype="bfloat16").save(tmp_path / "b")
     (tmp_path / "b" / "sae_weights.safetensors").replace(tmp_path / "a" / "sae_weights.safetensors")
     with pytest.raises(DataMismatch, match="describes other weights"):
         load_dictionary(tmp_path / "a")
@@ -146,3 +187,49 @@ def test_a_missing_folder_and_an_unknown_hook_are_named(tmp_path):
     edit(tmp_path, metadata={"hook_name": "somewhere"})
     with pytest.raises(InvalidInput, match="hook name 'somewhere'"):
         load_dictionary(tmp_path)
+    assert load_dictionary(tmp_path, site=Site(1, "attn_out")).site == Site(1, "attn_out")
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"site": Site(2)}, "it was trained at resid_post.3, but site=resid_post.2 was given"),
+        ({"k": 4}, "k is 3, but k=4 was given"),
+        ({"model_name": "pythia-70m"}, "trained on model 'gpt2', but model_name='pythia-70m' was given"),
+    ],
+)
+@pytest.mark.parametrize("format", ["auto", "saelens"])
+def test_what_is_given_must_not_contradict_the_files(tmp_path, given, words, format):
+    fixture_sae().save(tmp_path)
+    with pytest.raises(DataMismatch, match=words):
+        load_dictionary(tmp_path, format, **given)
+    same = load_dictionary(tmp_path, format, site=Site(3), k=3, model_name="openai-community/gpt2")
+    assert same.fingerprint == fixture_sae().fingerprint
+
+
+def test_a_dictionary_without_k_refuses_one(tmp_path):
+    weights = fixture_sae().weights
+    ReLUSAE(Site(3), weights).save(tmp_path)
+    with pytest.raises(DataMismatch, match="architecture 'standard' has no k, but k=4 was given"):
+        load_dictionary(tmp_path, k=4)
+
+
+def test_a_loaded_dictionary_refuses_another_model_and_another_site(tmp_path, tiny_lm):
+    fixture_sae().save(tmp_path)
+    sae = load_dictionary(tmp_path)
+    with pytest.raises(DataMismatch, match=r"was made at resid_post\.3; it cannot read activations of resid_post\.1"):
+        sae.check(tiny_lm, Site(1))
+    with pytest.raises(DataMismatch, match="'tiny' has only 3 blocks"):
+        sae.check(tiny_lm)
+
+
+@pytest.mark.parametrize("per_token", ["centre", "layer_norm", "unit_norm"])
+@pytest.mark.parametrize("subtract", [True, False])
+def test_normalisation_of_every_token_comes_back(tmp_path, per_token, subtract):
+    norm = Normalisation(torch.ones(4), 0.5, per_token)
+    sae = fixture_sae(normalisation=norm, subtract_decoder_bias=subtract)
+    sae.save(tmp_path)
+    for format in ("auto", "saelens"):
+        again = load_dictionary(tmp_path, format)
+        torch.testing.assert_close(again.encode(X), sae.encode(X) * norm.unit)
+        torch.testing.assert_close(again.reconstruct(X), sae.reconstruct(X))
