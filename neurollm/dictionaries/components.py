@@ -1,26 +1,20 @@
-"""PCA, ICA and NMF as dictionaries: what linear methods find in the same activations.
+"""PCA and ICA as dictionaries: what linear methods find in the same activations.
 
 With centred activations c = x − mean:
 
     PCA    s = c · Vᵀ                          V (c, d): eigenvectors of the covariance, largest first
            x̂ = mean + s · V                    EV of the first k components = Σ_{i≤k} λ_i / Σ λ
     ICA    z = c · Vᵀ / sqrt(λ),  s = z · Rᵀ   R: the rotation of the whitened scores that FastICA finds
-           x̂ = mean + s · A                    A = R · diag(sqrt(λ)) · V, so that nothing of PCA is lost
-    NMF    a = [max(c, 0), max(−c, 0)]         (2d), non-negative, with c = a₊ − a₋
-           f = argmin_{f ≥ 0} ‖a − f · H‖²     H (k, 2d) ≥ 0
-           x̂ = mean + f · (H₊ − H₋)
+           x̂ = mean + s · A                    A = R · diag(sqrt(λ)) · V: all that PCA keeps
 
-Scores of PCA and ICA have signs. With ``rectified=True`` each component gives two
-features that are never negative, max(s, 0) and max(−s, 0), which say the same; then
-"active" means > 0 as in an SAE. With `k`, all but the k largest |s| of a token are set
-to zero, so that a control has the L0 of the SAE it stands beside.
+The scores have signs. With ``rectified=True`` each component gives two features that are
+never negative, max(s, 0) and max(−s, 0), which together say the same; then "active" means
+> 0 as in an SAE. With `k`, all but the k largest |s| of a token are set to zero, so that a
+control has the L0 of the SAE it stands beside.
 
 References
 ----------
 Hyvärinen, Oja (2000), Independent component analysis: algorithms and applications.
-Lee, Seung (1999), Learning the parts of objects by non-negative matrix factorization;
-fitting in batches: Lefèvre, Bach, Févotte (2011), https://arxiv.org/abs/1106.4198.
-Codes: coordinate descent, Cichocki, Phan (2009), Fast local algorithms.
 """
 
 from __future__ import annotations
@@ -45,8 +39,6 @@ logger = logging.getLogger("neurollm")
 BATCH = 8192
 # Directions with less variance than this share of the largest cannot be told from rounding.
 RANK_TOLERANCE = 1e-10
-# A row's code is found when no entry moves the reconstruction by more than this share of the row.
-CODE_TOLERANCE, MAX_SWEEPS = 1e-4, 1000
 
 
 class LinearComponents(Control):
@@ -117,7 +109,10 @@ class LinearComponents(Control):
 
     def _identity(self) -> list[bytes]:
         names = ("centre", "decoder", "encoder")
-        return [f"rectified={self.rectified} k={self.k}\n".encode(), *(_bytes(self.tensors[name]) for name in names)]
+        return [
+            f"rectified={self.rectified} k={self.k}\n".encode(),
+            *(tensor_bytes(self.tensors[name]) for name in names),
+        ]
 
     def describe(self) -> dict[str, Any]:
         """What is written into results."""
@@ -186,10 +181,10 @@ class PCADictionary(LinearComponents):
         >>> round(float(pca.explained_variance_ratio.sum()), 1)
         0.7
         """
-        origin = _origin(data, site, options)
+        origin = origin_of(data, site, options)
         n_components = _n_components(n_components, data)
         mean, covariance, n = moments(chosen_rows(data, n_rows, random_state))
-        _enough(n, n_components)
+        check_enough(n, n_components)
         values, vectors = eigenvectors(covariance)
         tensors = {
             "centre": torch.from_numpy(mean),
@@ -198,7 +193,7 @@ class PCADictionary(LinearComponents):
             "explained_variance_ratio": torch.from_numpy(values[:n_components] / values.sum()),
         }
         dictionary = cls(tensors=tensors, **origin, **options)
-        dictionary.provenance = _provenance("PCA", data, n, random_state)
+        dictionary.provenance = provenance_of("PCA", data, n, random_state)
         return dictionary
 
 
@@ -257,10 +252,10 @@ class ICADictionary(LinearComponents):
         >>> bool((found.max(1) > 0.98).all())
         True
         """
-        origin = _origin(data, site, options)
+        origin = origin_of(data, site, options)
         wanted = _n_components(n_components, data)
         x = sample_rows(data, n_rows, random_state).astype(np.float64)
-        _enough(len(x), wanted if n_components else 2)
+        check_enough(len(x), wanted if n_components else 2)
         mean, covariance, n = moments(iter([x]))
         values, vectors = eigenvectors(covariance)
         rank = min(int((values > RANK_TOLERANCE * values[0]).sum()), n - 1)
@@ -283,189 +278,8 @@ class ICADictionary(LinearComponents):
             "explained_variance_ratio": torch.from_numpy(share[order]),
         }
         dictionary = cls(tensors=tensors, **origin, **options)
-        dictionary.provenance = {**_provenance("ICA", data, n, random_state), "converged": converged}
+        dictionary.provenance = {**provenance_of("ICA", data, n, random_state), "converged": converged}
         return dictionary
-
-
-class NMFDictionary(Control):
-    """Non-negative parts of the positive and negative sides of centred activations.
-
-    Parameters
-    ----------
-    site : Site
-    centre : Tensor, shape (d,)
-    parts : Tensor, shape (k, 2d)
-        H, not negative: what each part adds to the positive sides, then to the negative sides.
-    model_name, model_fingerprint : str
-
-    Raises
-    ------
-    InvalidInput
-        If a shape does not fit, or a part is negative.
-    """
-
-    architecture = "nmf"
-
-    def __init__(
-        self,
-        site: Site,
-        centre: torch.Tensor,
-        parts: torch.Tensor,
-        *,
-        model_name: str = "",
-        model_fingerprint: str = "",
-    ) -> None:
-        self.parts = torch.as_tensor(parts, dtype=torch.float32)
-        self._centre = torch.as_tensor(centre, dtype=torch.float32)
-        if self.parts.ndim != 2 or self.parts.shape[1] != 2 * len(self._centre):
-            found = tuple(self.parts.shape)
-            raise InvalidInput(f"parts: expected shape (k, {2 * len(self._centre)}), twice the centre's, got {found}")
-        if not (self.parts >= 0).all():
-            raise InvalidInput("parts: expected numbers of at least 0, found negative ones or NaN")
-        d = len(self._centre)
-        super().__init__(site, d, len(self.parts), model_name=model_name, model_fingerprint=model_fingerprint)
-        self._directions = self.parts[:, :d] - self.parts[:, d:]
-        self._gram = self.parts @ self.parts.T
-
-    @property
-    def directions(self) -> torch.Tensor:
-        """What a feature of 1 adds to the activations: H₊ − H₋, shape (n_features, d_in)."""
-        return self._directions
-
-    @property
-    def centre(self) -> torch.Tensor:
-        """Mean of the rows it was fitted to."""
-        return self._centre
-
-    @classmethod
-    def fit(
-        cls,
-        data: Rows,
-        n_components: int,
-        random_state: int = 0,
-        *,
-        n_rows: int | None = 20_000,
-        site: Site | None = None,
-        max_iter: int = 200,
-        **model: str,
-    ) -> NMFDictionary:
-        """Parts by scikit-learn's MiniBatchNMF (squared error, no penalty).
-
-        Parameters
-        ----------
-        data : ActivationStore, Tensor or ndarray (n, d)
-        n_components : int
-            May be larger than d.
-        random_state : int, default=0
-            Of the choice of rows and of the parts it starts from.
-        n_rows : int, default=20_000
-            Fit to so many rows chosen at random; None: all. They are held in memory.
-        site : Site
-            Where the activations come from; a store knows it.
-        max_iter : int, default=200
-            Passes over the rows, at most.
-        **model
-            model_name, model_fingerprint.
-
-        Returns
-        -------
-        NMFDictionary
-            Parts have length 1 (one that went unused is zero).
-
-        Raises
-        ------
-        InvalidInput
-            If there are fewer rows than components, values are not finite, all rows are alike, or the
-            site of an array is not given.
-
-        Examples
-        --------
-        >>> nmf = NMFDictionary.fit(np.random.default_rng(0).standard_normal((300, 4)), 6, site=Site(2))
-        >>> bool((nmf.encode(np.ones((2, 4))) >= 0).all())
-        True
-        """
-        from sklearn.decomposition import MiniBatchNMF
-        from sklearn.exceptions import ConvergenceWarning
-
-        origin = _origin(data, site, model)
-        if n_components < 1:
-            raise InvalidInput(f"n_components: expected at least 1, got {n_components}")
-        x = sample_rows(data, n_rows, random_state)
-        _enough(len(x), n_components)
-        mean = x.mean(0, dtype=np.float64)
-        sides = _sides(torch.from_numpy((x - mean).astype(np.float32))).numpy()
-        if not sides.any():
-            raise InvalidInput("the activations have no variance: all rows are alike")
-        draws = stream(random_state, "nmf_start")
-        size = np.sqrt(sides.mean(dtype=np.float64) / n_components)
-        start = {
-            name: np.abs(size * draws.standard_normal(shape)).astype(np.float32)
-            for name, shape in (("W", (len(sides), n_components)), ("H", (n_components, sides.shape[1])))
-        }
-        method = MiniBatchNMF(n_components, init="custom", batch_size=min(1024, len(sides)), max_iter=max_iter)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            method.fit_transform(sides, **start)
-        lengths = np.linalg.norm(method.components_, axis=1, keepdims=True)
-        parts = method.components_ / np.where(lengths > 0, lengths, 1)
-        dictionary = cls(centre=torch.from_numpy(mean), parts=torch.from_numpy(parts), **origin, **model)
-        dictionary.provenance = _provenance("NMF", data, len(x), random_state)
-        return dictionary
-
-    def _encode(self, x: torch.Tensor) -> torch.Tensor:
-        sides = _sides(x - self._centre)
-        return non_negative_codes(sides @ self.parts.T, self._gram, sides.norm(dim=1))
-
-    def _decode(self, features: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
-        return self._centre + features @ self._directions
-
-    def _identity(self) -> list[bytes]:
-        return [_bytes(self._centre), _bytes(self.parts)]
-
-    def _stored(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-        return {}, {"centre": self._centre, "parts": self.parts}
-
-    @classmethod
-    def from_parameters(
-        cls, site: Site, d_in: int, parameters: dict[str, Any], tensors: dict[str, torch.Tensor], **model: str
-    ) -> NMFDictionary:
-        """Inverse of `save`."""
-        return cls(site, tensors["centre"], tensors["parts"], **parameters, **model)
-
-
-def non_negative_codes(products: torch.Tensor, gram: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The non-negative f that minimise ‖a − f · H‖² for every row a, by coordinate descent.
-
-    A row stops by itself, so that its code does not depend on the rows beside it.
-
-    Parameters
-    ----------
-    products : Tensor, shape (n, k)
-        a · Hᵀ.
-    gram : Tensor, shape (k, k)
-        H · Hᵀ.
-    lengths : Tensor, shape (n,)
-        ‖a‖.
-
-    Returns
-    -------
-    Tensor, shape (n, k)
-    """
-    codes = torch.zeros_like(products)
-    diagonal = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny)
-    rows = torch.arange(len(products))
-    for _ in range(MAX_SWEEPS):
-        if not len(rows):
-            break
-        f, wanted = codes[rows].T.contiguous(), products[rows].T.contiguous()
-        moved = torch.zeros(len(rows))
-        for j in range(len(gram)):
-            new = (f[j] + (wanted[j] - gram[j] @ f) / diagonal[j]).clamp_min_(0)
-            torch.maximum(moved, (new - f[j]).abs_() * diagonal[j].sqrt(), out=moved)
-            f[j] = new
-        codes[rows] = f.T
-        rows = rows[moved > CODE_TOLERANCE * lengths[rows]]
-    return codes
 
 
 def chosen_rows(data: Rows, n_rows: int | None, random_state: int) -> Iterator[np.ndarray]:
@@ -477,6 +291,8 @@ def chosen_rows(data: Rows, n_rows: int | None, random_state: int) -> Iterator[n
         If a value is not finite, or `data` is neither a store nor an array (n, d).
     """
     n = count_rows(data)
+    if n_rows is not None and n_rows < 1:
+        raise InvalidInput(f"n_rows: expected at least 1, got {n_rows}")
     if n_rows is None or n_rows >= n:
         batches = row_batches(data, BATCH)
     elif isinstance(data, torch.Tensor | np.ndarray):
@@ -553,11 +369,7 @@ def _first_rows(batches: Iterator[torch.Tensor], n_rows: int) -> Iterator[torch.
             return
 
 
-def _sides(centred: torch.Tensor) -> torch.Tensor:
-    return torch.cat([centred.relu(), (-centred).relu()], 1)
-
-
-def _origin(data: Rows, site: Site | None, options: dict[str, Any]) -> dict[str, Any]:
+def origin_of(data: Rows, site: Site | None, options: dict[str, Any]) -> dict[str, Any]:
     """Site and model of the activations, as far as `options` do not give the model."""
     if isinstance(data, torch.Tensor | np.ndarray):
         if site is None:
@@ -569,7 +381,8 @@ def _origin(data: Rows, site: Site | None, options: dict[str, Any]) -> dict[str,
     return {"site": data.site, **{name: value for name, value in model.items() if name not in options}}
 
 
-def _provenance(method: str, data: Rows, n: int, random_state: int) -> dict[str, Any]:
+def provenance_of(method: str, data: Rows, n: int, random_state: int) -> dict[str, Any]:
+    """What a fit to `n` rows of `data` writes into `Dictionary.provenance`."""
     known = {} if isinstance(data, torch.Tensor | np.ndarray) else {"store_sha256": data.sha256}
     return {"control": method, "rows": n, "random_state": int(random_state), **known}
 
@@ -581,7 +394,8 @@ def _n_components(wanted: int | None, data: Rows) -> int:
     return wanted or width
 
 
-def _enough(n: int, n_components: int) -> None:
+def check_enough(n: int, n_components: int) -> None:
+    """Refuse fewer rows than components."""
     if n < n_components:
         raise InvalidInput(f"{n:,} rows are too few for {n_components:,} components; give at least as many rows")
 
@@ -592,5 +406,6 @@ def _check_shapes(tensors: dict[str, torch.Tensor], shapes: dict[str, tuple[int,
             raise InvalidInput(f"{name}: expected shape {shape} to fit the decoder, got {tuple(tensors[name].shape)}")
 
 
-def _bytes(tensor: torch.Tensor) -> bytes:
+def tensor_bytes(tensor: torch.Tensor) -> bytes:
+    """The numbers of a tensor as bytes, for a fingerprint."""
     return tensor.contiguous().numpy().tobytes()

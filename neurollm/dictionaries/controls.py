@@ -15,12 +15,13 @@ import numpy as np
 import torch
 
 from neurollm.dictionaries.base import Dictionary
-from neurollm.dictionaries.components import ICADictionary, NMFDictionary, PCADictionary, sample_rows
+from neurollm.dictionaries.components import ICADictionary, PCADictionary, sample_rows
 from neurollm.dictionaries.control_files import Control
 from neurollm.dictionaries.kernels import topk_of_relu
+from neurollm.dictionaries.nmf import NMFDictionary
 from neurollm.dictionaries.rows import Rows, check_rows
 from neurollm.dictionaries.sae import SAE
-from neurollm.errors import InvalidInput
+from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.models import Site
 from neurollm.random import stream
 
@@ -266,7 +267,7 @@ def _untrained(dictionary: SAE, rows: torch.Tensor, threshold: float) -> SAE:
     }
     return type(dictionary)(
         dictionary.site,
-        {name: weights[name].to(dictionary.device) for name in dictionary.tensors},
+        {name: weights[name].to(dictionary.device).clone() for name in dictionary.tensors},
         **folded.options,
         normalisation=folded.normalisation,
         model_name=dictionary.model_name,
@@ -281,7 +282,7 @@ def _threshold_for(sae: SAE, x: torch.Tensor, l0: float) -> float:
     for piece in x.split(256):  # the largest of all are among the largest of the pieces
         values = sae.encode(piece).cpu().flatten()
         largest = torch.cat([largest, values.topk(min(wanted + 1, len(values))).values]).topk(wanted + 1).values
-    return float(largest[-1])
+    return float(largest[-2:].mean())  # half-way to the next, so that rounding does not matter
 
 
 def controls_of(
@@ -317,7 +318,7 @@ def controls_of(
     InvalidInput
         If a kind is unknown, or does not exist for this dictionary.
     DataMismatch
-        If the activation store is of another site or model.
+        If the activations are of another site, model or width.
 
     Examples
     --------
@@ -334,6 +335,9 @@ def controls_of(
         if kind not in KINDS:
             raise InvalidInput(f"kinds: {kind!r} is unknown; use {', '.join(KINDS)}")
     check_rows(dictionary, data)
+    width = data.shape[1] if isinstance(data, torch.Tensor | np.ndarray) else data.d
+    if width != dictionary.d_in:
+        raise DataMismatch(f"{dictionary} reads {dictionary.d_in} dimensions; these activations have {width}")
     origin = {
         "site": dictionary.site,
         "model_name": dictionary.model_name,

@@ -102,7 +102,8 @@ def decoder_cosines(dictionary: Dictionary) -> DecoderCosines | None:
     if dictionary.directions is None or isinstance(dictionary, RawUnits):
         return None
     unit = unit_directions(dictionary)
-    unit = unit[unit.any(1)]
+    used = unit.any(1)
+    unit = unit if used.all() else unit[used]
     n, d = unit.shape
     if n < 2:
         return None

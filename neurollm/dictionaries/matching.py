@@ -21,7 +21,7 @@ import scipy.sparse as sp
 EXACT = 2048  # features of the smaller side up to which nothing is pruned
 MOST_VALUES = 2**25  # of a matrix that is held as a whole
 CANDIDATES = 64
-BLOCK = 1024
+BLOCK = 256  # rows of similarities held at a time
 
 Side = TypeVar("Side", bound=Sized)
 Block = Callable[[Side, np.ndarray, Side], np.ndarray]
@@ -116,7 +116,8 @@ def _pruned(a: Side, b: Side, block: Block) -> Matching:
     left = np.flatnonzero(partner >= len(b))
     if len(left):
         free = np.setdiff1d(np.arange(len(b)), partner)
-        rest = block(a, left, b)[:, free]
+        pieces = np.split(left, range(BLOCK, len(left), BLOCK))
+        rest = np.concatenate([block(a, piece, b)[:, free] for piece in pieces])
         rows, columns = _assign(rest)
         partner[left[rows]], similarity[left[rows]] = free[columns], rest[rows, columns]
     gap = max(0.0, float(upper - similarity.sum())) / len(a) if len(left) else 0.0

@@ -6,7 +6,7 @@ A parent p of the small dictionary splits if the larger one has two or more chil
 
 that together cover it, |∪c ∩ p| / |p| ≥ .8, where p and c also stand for the sets of tokens on
 which the features are active. One of the children may cover the parent alone, which then lives
-on beside a smaller copy: `best_single` tells.
+on beside a smaller copy: `best_single` tells, and `n_divided` counts the parents of which this is not so.
 
 In the null, every feature with a large enough cosine is replaced by a random one of the larger
 dictionary that is active about as often, and precision and coverage decide as before: how many
@@ -66,6 +66,11 @@ class FeatureSplitting:
     def share(self) -> float:
         """Share of parents that split."""
         return self.n_split / self.n_parents
+
+    @property
+    def n_divided(self) -> int:
+        """Parents that split and that no child covers alone."""
+        return int((self.table["splits"] & (self.table["best_single"] < self.settings["coverage"])).sum())
 
     def to_frame(self) -> pd.DataFrame:
         """The table of parents."""

@@ -19,6 +19,7 @@ from neurollm.plotting.canvas import (
     SMALL,
     drop_zero,
     finish,
+    literal,
     new_axes,
     note,
 )
@@ -111,19 +112,22 @@ def plot_decoder_cosines(cosines: DecoderCosines, ax: Axes | None = None) -> Axe
     drawn = edges[:-1][(shares > 0) | (reference > least)]
     low, high = float(drawn.min()) - 0.04, float(drawn.max()) + 0.05
     ax.set_xlim(max(-1.0, low), min(1.0, high))
-    ax.axvline(cosines.p95, color=INK, linewidth=1.0, linestyle=(0, (4, 2.5)))
+    ax.axvline(cosines.p95, ymax=0.8, color=INK, linewidth=1.0, linestyle=(0, (4, 2.5)))
+    _plain_powers(ax)
     random = cosines.random
     lines = [
         (f"these: p95 {drop_zero(cosines.p95, 2)}, largest {drop_zero(cosines.maximum, 2)}", INK),
         (f"independent: p95 {drop_zero(random['p95'], 2)}, largest {drop_zero(random['maximum'], 2)}", NEGATIVE),
     ]
     for place, (text, color) in enumerate(lines):
-        ax.text(0.98, 0.98 - 0.075 * place, text, transform=ax.transAxes, ha="right", va="top", fontsize=SMALL, color=color)
+        ax.text(
+            0.98, 0.98 - 0.075 * place, text, transform=ax.transAxes, ha="right", va="top", fontsize=SMALL, color=color
+        )
     return finish(ax)
 
 
 def plot_stability(stability: SeedStability, ax: Axes | None = None) -> Axes:
-    """Draw the cosines of matched features for every pair of dictionaries, over those of random vectors.
+    """Draw the share of matched features above every cosine, for all pairs of dictionaries and random vectors.
 
     Parameters
     ----------
@@ -135,35 +139,37 @@ def plot_stability(stability: SeedStability, ax: Axes | None = None) -> Axes:
     matplotlib.axes.Axes
     """
     ax = new_axes(4.6, 3.5) if ax is None else ax
-    ax.set_xlabel("cosine of matched features")
-    ax.set_ylabel("share of matched pairs")
-    cosines = stability.features["cosine"].to_numpy()
-    low = min(0.0, float(cosines.min()), float(stability.null_cosines.min()))
-    edges = np.linspace(np.floor(low * 20) / 20, 1.0001, 41)
-    null = np.histogram(stability.null_cosines, edges)[0] / len(stability.null_cosines)
-    ax.stairs(null, edges, fill=True, color=CLOUD, alpha=0.75)
-    top = 0.0
-    for _, pair in stability.features.groupby(["a", "b"], sort=False):
-        share = np.histogram(pair["cosine"], edges)[0] / len(pair)
-        ax.stairs(share, edges, color=POSITIVE, linewidth=1.2, alpha=max(0.35, 1 / len(stability.pairs)))
-        top = max(top, float(share.max()))
-    ax.set_ylim(0, 1.3 * top)  # the null is narrow, and may leave the figure at the top
-    ax.set_xlim(edges[0], 1.0)
+    ax.set_xlabel("cosine c of matched features")
+    ax.set_ylabel("share of pairs above c")
+    names = [f"{literal(row.a, 12)} – {literal(row.b, 12)}: {row.shared:.0%}" for row in stability.pairs.itertuples()]
+    pairs = [pair["cosine"].to_numpy() for _, pair in stability.features.groupby(["a", "b"], sort=False)]
+    alpha = 1.0 if len(pairs) == 1 else 0.6
+    for cosines in pairs:
+        ax.plot(*_above(cosines), color=POSITIVE, linewidth=1.4, alpha=alpha)
+    ax.plot(*_above(stability.null_cosines), color=MUTED, linewidth=1.4)
+    lowest = min(0.0, *(float(values.min()) for values in (*pairs, stability.null_cosines)))
+    ax.set_xlim(lowest, 1.0)
+    ax.set_ylim(0, 1.03)
+    ax.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0%", "25%", "50%", "75%", "100%"])
     ax.axvline(stability.threshold, color=INK, linewidth=1.0, linestyle=(0, (4, 2.5)))
-    shared = stability.pairs["shared"]
-    of = f"{shared.min():.0%}" if len(shared) == 1 else f"{shared.min():.0%} to {shared.max():.0%}"
-    null_shared = stability.pairs["null_shared"].mean()
-    for place, (text, color) in enumerate(
-        [
-            (f"above {drop_zero(stability.threshold, None)}: {of}", POSITIVE),
-            (f"random vectors: {null_shared:.0%}", MUTED),
-        ]
-    ):
-        ax.text(0.02, 0.98 - 0.075 * place, text, transform=ax.transAxes, va="top", fontsize=SMALL, color=color)
+    more = [f"and {len(names) - MOST_LABELS} more pairs"] if len(names) > MOST_LABELS else []
+    null = f"random vectors: {stability.pairs['null_shared'].mean():.0%}"
+    lines = [(f"above {drop_zero(stability.threshold, None)}", INK)]
+    lines += [(text, POSITIVE) for text in (*names[:MOST_LABELS], *more)] + [(null, MUTED)]
+    for place, (text, color) in enumerate(lines):
+        ax.text(1.02, 1 - 0.075 * place, text, transform=ax.transAxes, va="top", fontsize=SMALL, color=color)
     return finish(ax)
 
 
-def plot_training(dictionary: Dictionary | Sequence[Mapping[str, Any]], axes: Sequence[Axes] | None = None) -> list[Axes]:
+def _above(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Share of values above each value, as a curve from 1 down to 0."""
+    ordered = np.sort(values)
+    return ordered, 1 - np.arange(1, len(ordered) + 1) / len(ordered)
+
+
+def plot_training(
+    dictionary: Dictionary | Sequence[Mapping[str, Any]], axes: Sequence[Axes] | None = None
+) -> list[Axes]:
     """Draw explained variance, L0 and dead features over the tokens of a training, one below the other.
 
     Parameters
@@ -213,10 +219,18 @@ def plot_training(dictionary: Dictionary | Sequence[Mapping[str, Any]], axes: Se
 def _scale(ax: Axes, key: str, values: np.ndarray) -> None:
     """Room that shows what changes: EV up to 1, the others from 0."""
     if key == "explained_variance":
-        least = float(np.quantile(values, 0.02))
-        ax.set_ylim(max(min(least - 0.05, 0.9), -0.1), 1.0)
+        ax.set_ylim(max(min(float(values.min()) - 0.05, 0.9), -0.1), 1.0)
     else:
         ax.set_ylim(0, 1.15 * max(float(values.max()), 1))
+        ax.yaxis.get_major_locator().set_params(integer=True)
+
+
+def _plain_powers(ax: Axes) -> None:
+    """Labels of a logarithmic axis without mathtext: .01 or 1e-05."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _panels(n: int) -> list[Axes]:
@@ -252,9 +266,10 @@ def plot_anisotropy(report: Anisotropy, ax: Axes | None = None) -> Axes:
     for which, color, size in ((seen & ~massive, CLOUD, 7), (seen & massive, POSITIVE, 20)):
         ax.scatter(np.flatnonzero(which), share[which], s=size, color=color, linewidths=0)
     ax.set_yscale("log")
+    _plain_powers(ax)
     ax.axhline(1 / report.d, color=MUTED, linewidth=0.9, linestyle=(0, (4, 2.5)))
-    ax.annotate("equal shares", (report.d, 1 / report.d), xytext=(0, 3), textcoords="offset points", ha="right",
-                fontsize=SMALL, color=MUTED)  # fmt: skip
+    ax.annotate("equal\nshares", (1, 1 / report.d), xycoords=("axes fraction", "data"), xytext=(4, 0),
+                textcoords="offset points", va="center", fontsize=SMALL, color=MUTED)  # fmt: skip
     for dimension in report.massive[:MOST_LABELS].tolist():
         if seen[dimension]:
             left = dimension > 0.8 * report.d
@@ -262,6 +277,6 @@ def plot_anisotropy(report: Anisotropy, ax: Axes | None = None) -> Axes:
                         textcoords="offset points", ha="right" if left else "left", va="center", fontsize=SMALL,
                         color=POSITIVE)  # fmt: skip
     cosine = f"mean cosine {drop_zero(report.mean_cosine, 2)}, centred {drop_zero(report.mean_cosine_centred, 2)}"
-    ax.set_title(f"{cosine}; participation ratio {report.participation_ratio:,.1f} of {report.d}", loc="left",
-                 fontsize=SMALL, color=INK)  # fmt: skip
+    ratio = f"participation ratio {report.participation_ratio:,.1f} of {report.d}"
+    ax.set_title(f"{cosine}\n{ratio}", loc="left", fontsize=SMALL, color=INK)
     return finish(ax)

@@ -49,7 +49,7 @@ def random_sae():
         generator = torch.Generator().manual_seed(seed)
         shapes = {"W_enc": (d, n_features), "W_dec": (n_features, d), "b_enc": (n_features,), "b_dec": (d,)}
         weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-        return TopKSAE(Site(1), k, weights, **options)
+        return TopKSAE(Site(1), weights, k, **options)
 
     return build
 

@@ -15,6 +15,7 @@ from neurollm.dictionaries.normalisation import Normalisation
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import sha256_file
 from neurollm.models import Site
+from neurollm.models.site import STREAMS
 
 FIXTURES = Path(__file__).with_name("fixtures")
 REFUSED = {"abstopk", "groupmax"}
@@ -95,12 +96,14 @@ def test_other_old_saes_are_not_centred(tmp_path, change):
     assert load_dictionary(folder).normalisation.per_token == "none"
 
 
-def test_a_scaling_factor_of_old_releases_multiplies_the_features_before_decoding(tmp_path):
+@pytest.mark.parametrize("name", ["scaling_factor", "finetuning_scaling_factor"])
+def test_a_scaling_factor_of_old_releases_multiplies_the_features_before_decoding(tmp_path, name):
     folder = shutil.copytree(FIXTURES / "saelens_before_six" / "topk", tmp_path / "a")
     plain = load_dictionary(folder)
     factor = torch.linspace(0.5, 2, 24)
     path = folder / "sae_weights.safetensors"
-    save_file(load_file(path) | {"scaling_factor": factor}, path)
+    tensors = {key: tensor for key, tensor in load_file(path).items() if key != "scaling_factor"}
+    save_file(tensors | {name: factor}, path)
     with pytest.raises(DataMismatch, match="scaling_factor is not 1"):
         load_dictionary(folder)
     config = json.loads((folder / "cfg.json").read_text()) | {"finetuning_scaling_factor": True}
@@ -164,6 +167,37 @@ def test_a_checkpoint_of_dictionary_learning_takes_the_configuration_above(tmp_p
     (folder / "checkpoints").mkdir()
     (folder / "ae.pt").rename(folder / "checkpoints" / "ae_100.pt")
     check(load_dictionary(folder / "checkpoints" / "ae_100.pt"), case)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_sites_have_one_name_in_saelens(stream):
+    site = Site(0 if stream == "token_embedding" else 4, stream)
+    assert Site.from_saelens(site.saelens_hook_name) == site
+
+
+@pytest.mark.parametrize(
+    ("name", "end", "site"),
+    [
+        ("model.layers.11", "output", Site(11)),
+        ("transformer.h.0", "input", Site(0, "resid_pre")),
+        ("layers.3.self_attn", "output", Site(3, "attn_out")),
+        ("gpt_neox.layers.3.attention", "output", Site(3, "attn_out")),
+        ("model.layers.3.post_feedforward_layernorm", "output", Site(3, "mlp_out")),
+        ("h.3.mlp", "input", Site(3, "mlp_in")),
+        ("embed_tokens", "output", Site(0, "token_embedding")),
+    ],
+)
+def test_sites_by_the_module_of_the_model(name, end, site):
+    assert Site.from_module(name, end) == site
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [("layers.3.self_attn", "input"), ("layers.3.mlp.act", "output"), ("lm_head", "output"), ("wte", "input")],
+)
+def test_modules_that_are_no_site(name, end):
+    with pytest.raises(InvalidInput, match=f"the {end} of module '{name}' is not a site neurollm knows"):
+        Site.from_module(name, end)
 
 
 def test_the_demo_is_unchanged_and_saves_to_the_same_bytes(tmp_path, demo_dictionary):

@@ -86,6 +86,11 @@ def shortened(name):
         (tensor(b_dec=None), InvalidInput, "tensor b_dec is missing; found W_dec, encoder.bias, encoder.weight"),
         (tensor(W_dec=torch.zeros(8, 24)), DataMismatch, r"W_dec has shape \(8, 24\), but cfg.json says \(24, 8\)"),
         (tensor(b_dec=torch.full((8,), torch.inf)), DataMismatch, "b_dec contains NaN or infinite"),
+        (
+            tensor(b_dec=torch.zeros(8, dtype=torch.int8)),
+            DataMismatch,
+            "b_dec holds torch.int8 values; expected floating",
+        ),
         (tensor(**{"encoder.weight": torch.zeros(8)}), DataMismatch, r"has shape \(8,\); expected a matrix"),
         (shortened("sae.safetensors"), DataMismatch, "sae.safetensors: damaged, cannot be read as safetensors"),
         (shortened("cfg.json"), InvalidInput, "cfg.json: not valid JSON"),
@@ -106,11 +111,19 @@ def test_group_maximum_of_sparsify_is_refused_and_a_renamed_transcoder_too(tmp_p
 @pytest.mark.parametrize(
     ("damage", "error", "words"),
     [
-        (trainer(dict_class="CrossCoder"), InvalidInput, "dict_class 'CrossCoder' is not supported; expected one of Auto"),
+        (
+            trainer(dict_class="CrossCoder"),
+            InvalidInput,
+            "dict_class 'CrossCoder' is not supported; expected one of Auto",
+        ),
         (trainer(dict_size=48), DataMismatch, "24 for dict_size, but config.json says 48"),
         (trainer(activation_dim=9), DataMismatch, "8 for activation_dim, but config.json says 9"),
         (trainer(k=5), DataMismatch, "ae.pt: k is 4, but config.json says 5"),
-        (trainer(submodule_name="resid_post_layer_3"), DataMismatch, "submodule_name is 'resid_post_layer_3', but layer"),
+        (
+            trainer(submodule_name="resid_post_layer_3"),
+            DataMismatch,
+            "submodule_name is 'resid_post_layer_3', but layer",
+        ),
         (trainer(submodule_name="resid_mid"), InvalidInput, "submodule_name is not that of a stream such as"),
         (lambda f: (f / "config.json").unlink(), InvalidInput, "config.json: the file is missing"),
         (content("config.json", b'{"trainer": 3}'), InvalidInput, "trainer is 3; expected a JSON object"),
@@ -118,7 +131,11 @@ def test_group_maximum_of_sparsify_is_refused_and_a_renamed_transcoder_too(tmp_p
         (content("ae.pt", b"nonsense"), DataMismatch, "ae.pt: damaged, cannot be read as a PyTorch file"),
         (shortened("ae.pt"), DataMismatch, "ae.pt: damaged, cannot be read as a PyTorch file"),
         (lambda f: torch.save(Code(), f / "ae.pt"), InvalidInput, "ae.pt: holds Python objects that could run code"),
-        (lambda f: torch.save([torch.zeros(3)], f / "ae.pt"), InvalidInput, "expected a dictionary of tensors, found list"),
+        (
+            lambda f: torch.save([torch.zeros(3)], f / "ae.pt"),
+            InvalidInput,
+            "expected a dictionary of tensors, found list",
+        ),
         (state(b_dec=None), InvalidInput, "tensor b_dec is missing"),
         (state(b_dec=torch.zeros(9)), DataMismatch, r"b_dec has shape \(9,\), but the configuration says \(8,\)"),
         (state(b_dec=torch.full((8,), torch.nan)), DataMismatch, "b_dec contains NaN"),
@@ -158,7 +175,7 @@ def test_archives_with_python_objects_or_damage_are_refused(tmp_path):
 
 
 def test_missing_unknown_and_ambiguous_folders(tmp_path):
-    with pytest.raises(InvalidInput, match="no such folder; expected 'demo' or a folder with neurollm.json"):
+    with pytest.raises(InvalidInput, match="no such folder; expected 'demo' or a folder with neurollm"):
         load_dictionary(tmp_path / "nothing")
     refused(tmp_path, r"no known format; expected neurollm\.json \(neurollm\), cfg\.json \+ sae_weights", InvalidInput)
     with pytest.raises(InvalidInput, match="format 'keras' is unknown; use 'auto' or one of neurollm, saelens"):
@@ -167,7 +184,9 @@ def test_missing_unknown_and_ambiguous_folders(tmp_path):
     shutil.copy(FIXTURES / "saelens" / "topk" / "sae_weights.safetensors", both)
     refused(both, r"files of several formats lie there \(saelens, sparsify\); say which one with format=", InvalidInput)
     assert load_dictionary(both, "sparsify").site == Site(6)
-    refused(both, "architecture None is not supported", InvalidInput, format="saelens")
+    refused(both, "d_sae is None; expected a positive whole number", InvalidInput, format="saelens")
+    refused(both, "neurollm.json: the file is missing", InvalidInput, format="neurollm")
+    refused(both, "hyperparams.json: the file is missing", InvalidInput, format="llama_scope")
     (both / "cfg.json").unlink()
     refused(both, "cfg.json: the file is missing", InvalidInput, format="sparsify")
 

@@ -58,6 +58,16 @@ def test_gemma_scope(tmp_path, numbers, name):
     assert load_dictionary(folder).model_name == "google/gemma-2-9b-it"
 
 
+def test_gemma_scope_in_the_cache_of_the_hub(tmp_path, numbers):
+    root = tmp_path / "models--google--gemma-scope-2b-pt-mlp"
+    folder = root / "snapshots" / "0123abcd" / "layer_5" / "width_24" / "average_l0_4"
+    folder.mkdir(parents=True)
+    np.savez(root / "blob.npz", **numbers[0])
+    (folder / "params.npz").symlink_to(root / "blob.npz")
+    sae = load_dictionary(folder)
+    assert sae.site == Site(5, "mlp_out") and sae.model_name == "google/gemma-2-2b"
+
+
 def test_embedding_saes_of_gemma_scope_take_the_scale_of_the_model(tmp_path, numbers):
     a, x = numbers
     sae = load_dictionary(gemma_scope(tmp_path, a, "gemma-scope-2b-pt-res/embedding/width_24/average_l0_4"))
@@ -76,7 +86,7 @@ def test_gemma_scope_out_of_its_folders_needs_the_site(tmp_path, numbers):
     assert sae.site == Site(3) and sae.model_name == "google/gemma-2-2b"
     np.testing.assert_allclose(sae.encode(x), jumprelu(a, x), rtol=1e-5, atol=1e-5)
     folder = gemma_scope(tmp_path, a, "local/layer_4/width_24")
-    with pytest.raises(DataMismatch, match="trained at layer 4, but site=resid_post.3 was given"):
+    with pytest.raises(DataMismatch, match="trained at layer 4, but site=resid_post"):
         load_dictionary(folder, site=Site(3))
     assert load_dictionary(folder, site=Site(4, "mlp_out")).site == Site(4, "mlp_out")
 
@@ -86,8 +96,18 @@ def test_gemma_scope_out_of_its_folders_needs_the_site(tmp_path, numbers):
     [
         ("gemma-scope-2b-pt-att/layer_5", {}, InvalidInput, "gemma-scope-2b-pt-att is not supported: its SAEs read no"),
         ("gemma-scope-2b-pt-transcoders/layer_5", {}, InvalidInput, "transcoders is not supported"),
-        ("gemma-scope-2b-pt-res/layer_5/width_16k", {}, DataMismatch, "has 24 features, but its folder is named width_16k"),
-        ("gemma-scope-2b-pt-res/layer_5", {"site": Site(5, "mlp_out")}, DataMismatch, "trained at resid_post.5, but site"),
+        (
+            "gemma-scope-2b-pt-res/layer_5/width_16k",
+            {},
+            DataMismatch,
+            "has 24 features, but its folder is named width_16k",
+        ),
+        (
+            "gemma-scope-2b-pt-res/layer_5",
+            {"site": Site(5, "mlp_out")},
+            DataMismatch,
+            "trained at resid_post.5, but site",
+        ),
         ("gemma-scope-2b-pt-res/layer_5", {"model_name": "gpt2"}, DataMismatch, "model 'google/gemma-2-2b', but"),
         ("gemma-scope-2b-pt-res/layer_5", {"k": 5}, DataMismatch, "architecture 'jumprelu' has no k"),
     ],
@@ -97,7 +117,9 @@ def test_folders_of_gemma_scope_are_believed(tmp_path, numbers, folders, given, 
         load_dictionary(gemma_scope(tmp_path, numbers[0], folders), **given)
 
 
-@pytest.mark.parametrize(("name", "size"), [("16k", 2**14), ("65k", 2**16), ("131k", 2**17), ("1m", 2**20), ("262k", 2**18)])
+@pytest.mark.parametrize(
+    ("name", "size"), [("16k", 2**14), ("65k", 2**16), ("131k", 2**17), ("1m", 2**20), ("262k", 2**18)]
+)
 def test_widths_are_counted_in_two_ways(tmp_path, name, size):
     arrays = {"W_enc": (1, size), "W_dec": (size, 1), "b_enc": (size,), "b_dec": (1,), "threshold": (size,)}
     arrays = {key: np.ones(shape, np.float32) for key, shape in arrays.items()}
@@ -107,7 +129,9 @@ def test_widths_are_counted_in_two_ways(tmp_path, name, size):
 
 def gemma_scope_2(folder, arrays, **config):
     folder.mkdir()
-    save_file({key.lower(): np.ascontiguousarray(value) for key, value in arrays.items()}, folder / "params.safetensors")
+    save_file(
+        {key.lower(): np.ascontiguousarray(value) for key, value in arrays.items()}, folder / "params.safetensors"
+    )
     base = {"architecture": "jump_relu", "model_name": "google/gemma-3-1b-pt", "width": F, "l0": 4, "type": "sae"}
     (folder / "config.json").write_text(json.dumps({**base, **config}))
     return folder
@@ -218,12 +242,24 @@ def test_learned_thresholds_of_llama_scope(tmp_path, numbers, name):
     a, x = numbers
     norm = {"dataset_average_activation_norm.blocks.4.hook_resid_post": np.float32(7).reshape(())}
     tensors = {name: np.log(a["threshold"]), **norm}
-    folder = llama_scope(tmp_path / "a", a, True, tensors, dataset_average_activation_norm=None, model_name="meta/Llama")
+    folder = llama_scope(
+        tmp_path / "a", a, True, tensors, dataset_average_activation_norm=None, model_name="meta/Llama"
+    )
     scale, norms = np.sqrt(D) / 7.0, np.linalg.norm(a["W_dec"], axis=1)
     features, reconstruction = in_units_of_training(a, x, scale, a["threshold"], norms)
     sae = load_dictionary(folder)
     agree(sae, x, features / scale * norms, reconstruction)
     assert sae.model_name == "meta/Llama"
+
+
+def test_weights_that_were_rewritten_are_kept_in_float32(tmp_path, numbers):
+    half = {name: array.astype(np.float16) for name, array in numbers[0].items()}
+    x = numbers[1]
+    assert load_dictionary(gemma_scope(tmp_path, half)).dtype == "float16"
+    sae = load_dictionary(llama_scope(tmp_path / "a", half))
+    assert sae.dtype == "float32"
+    sae.save(tmp_path / "b")
+    np.testing.assert_array_equal(load_dictionary(tmp_path / "b").encode(x), sae.encode(x))
 
 
 def test_other_activations_and_normalisations_of_llama_scope(tmp_path, numbers):

@@ -221,16 +221,16 @@ def test_interval_of_ev_covers_the_truth_though_documents_differ():
             "b_dec": torch.zeros(4),
         },
     )
-    for seed in range(120):
+    for seed in range(80):
         rng = np.random.default_rng(seed)
         scale = np.repeat(rng.choice([0.5, 1.5], (40, 2)), n_tokens, axis=0)
         x = (rng.standard_normal((40 * n_tokens, 4)) * np.repeat(scale, 2, axis=1)).astype(np.float32)
         documents = np.repeat(np.arange(40), n_tokens)
-        by_document = evaluate_dictionary(half, WithDocuments(x, documents), n_boot=200)
-        by_token = evaluate_dictionary(half, WithDocuments(x, np.arange(len(x))), n_boot=200)
+        by_document = evaluate_dictionary(half, WithDocuments(x, documents), n_boot=120)
+        by_token = evaluate_dictionary(half, WithDocuments(x, np.arange(len(x))), n_boot=120)
         covered += by_document.ev_low <= 0.5 <= by_document.ev_high
         narrow += by_token.ev_low <= 0.5 <= by_token.ev_high
-    assert covered >= 105 and narrow < covered - 15
+    assert covered >= 70 and narrow < covered - 15
 
 
 def test_hints_say_what_they_are(random_sae, acts):

@@ -7,12 +7,14 @@ import sys
 
 import pytest
 
-from neurollm.dictionaries.checkpoints import Checkpoint
+from neurollm.dictionaries import Plan, train_dictionaries
+from neurollm.dictionaries.training import LEARNERS
+from neurollm.dictionaries.training.checkpoints import Checkpoint
 from neurollm.errors import DataMismatch
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 class Killed(Exception):
@@ -81,6 +83,46 @@ def test_resuming_does_not_start_again(tmp_path, script, planted_store, monkeypa
         script.small_training(planted_store, tmp_path)
     script.small_training(planted_store, tmp_path)
     assert starts[-1] == (1, 18)  # 25 checkpoints × 7 steps − 157 batches of the first epoch
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_every_architecture_resumes_in_one_pass(tmp_path, planted_store, monkeypatch, seed):
+    """All learners at once, killed after some of them were saved and others not."""
+
+    def go(folder):
+        plans = [
+            Plan(
+                architecture=name,
+                n_features=48 + i,
+                k=3,
+                n_tokens=4_000 + 300 * i,
+                out=folder / name,
+                training=kind.options(batch_size=100, checkpoint_every=9, dead_after_tokens=900, resample_every=0.1),
+                snapshots=(0.3,),
+            )
+            for i, (name, kind) in enumerate(LEARNERS.items())
+        ]
+        return train_dictionaries(planted_store, plans, verbose=0)
+
+    whole = go(tmp_path / "whole")
+    real, left = Checkpoint.save, [[4], [9, 3], [22, 1, 5]][seed]
+
+    def save_and_die(self, counters, tensors):
+        real(self, counters, tensors)
+        if left:
+            left[0] -= 1
+            if left[0] == 0:
+                left.pop(0)
+                raise Killed
+
+    monkeypatch.setattr(Checkpoint, "save", save_and_die)
+    for _ in range(len(left)):
+        with pytest.raises(Killed):
+            go(tmp_path / "resumed")
+    resumed = go(tmp_path / "resumed")
+    for name, a, b in zip(LEARNERS, whole, resumed, strict=True):
+        assert a.fingerprint == b.fingerprint, name
+        assert contents(tmp_path / "whole" / name) == contents(tmp_path / "resumed" / name)
 
 
 def test_a_checkpoint_of_another_training_or_a_damaged_one_is_refused(tmp_path, script, planted_store, monkeypatch):

@@ -88,6 +88,12 @@ def test_controls_come_back(tmp_path, control):
     assert again.describe() == control.describe()
 
 
+CENTRED = {
+    "hook_name": "blocks.3.hook_resid_post",
+    "model_from_pretrained_kwargs": {"center_writing_weights": True},
+}
+
+
 def foreign(**changes):
     """Without our own file, and with another configuration."""
 
@@ -123,6 +129,21 @@ def tensor(**changes):
         (tensor(W_dec=torch.zeros(4, 8)), DataMismatch, r"W_dec has shape \(4, 8\), but cfg.json says \(8, 4\)"),
         (tensor(b_enc=torch.full((8,), torch.nan)), DataMismatch, "b_enc contains NaN"),
         (lambda f: edit(f, k=4), DataMismatch, "neurollm.json: k is 3, but cfg.json says 4"),
+        (
+            lambda f: edit(f, normalize_activations="layer_norm"),
+            DataMismatch,
+            "neurollm.json: per_token is 'none', but cfg.json says 'layer_norm'",
+        ),
+        (
+            lambda f: edit(f, metadata={"hook_name": "blocks.2.hook_resid_post"}),
+            DataMismatch,
+            "neurollm.json: site is .* but cfg.json says .*'layer': 2",
+        ),
+        (
+            foreign(normalize_activations="constant_norm_rescale", metadata=CENTRED),
+            InvalidInput,
+            "activations centred by TransformerLens, in a transcoder or together with 'constant_norm_rescale', are not",
+        ),
         (foreign(k=9), InvalidInput, "k is 9; expected 1 to d_sae = 8"),
         (foreign(k=True), InvalidInput, "k is True"),
         (foreign(architecture="temporal"), InvalidInput, "'temporal' is not supported: its features depend on"),
@@ -132,8 +153,16 @@ def tensor(**changes):
         (foreign(normalize_activations="expected_average_only_in"), InvalidInput, "activation_scaler.json with its"),
         (foreign(reshape_activations="hook_z"), InvalidInput, "SAEs of attention heads are not supported"),
         (foreign(activation_fn="tanh-relu"), InvalidInput, "activation_fn is 'tanh-relu'; expected 'relu' or 'topk'"),
-        (foreign(metadata={"hook_name": "blocks.1.hook_resid_mid"}), InvalidInput, "hook name 'blocks.1.hook_resid_mid'"),
-        (foreign(metadata={"hf_hook_name": "model.layers.1.self_attn.o_proj.input"}), InvalidInput, "the input of module"),
+        (
+            foreign(metadata={"hook_name": "blocks.1.hook_resid_mid"}),
+            InvalidInput,
+            "hook name 'blocks.1.hook_resid_mid'",
+        ),
+        (
+            foreign(metadata={"hf_hook_name": "model.layers.1.self_attn.o_proj.input"}),
+            InvalidInput,
+            "the input of module",
+        ),
         (foreign(metadata={"hook_name": "hook_embed", "hook_head_index": 3}), InvalidInput, "hook_head_index is set"),
         (foreign(metadata={}), InvalidInput, "metadata.hook_name is missing.*; give it, for example site=Site"),
         (foreign(metadata=[]), InvalidInput, "metadata is \\[\\]; expected a JSON object"),
@@ -188,6 +217,8 @@ def test_a_missing_folder_and_an_unknown_hook_are_named(tmp_path):
     with pytest.raises(InvalidInput, match="hook name 'somewhere'"):
         load_dictionary(tmp_path)
     assert load_dictionary(tmp_path, site=Site(1, "attn_out")).site == Site(1, "attn_out")
+    edit(tmp_path, metadata={"hook_name": "anything", "hf_hook_name": "model.layers.4.mlp"})
+    assert load_dictionary(tmp_path).site == Site(4, "mlp_out")  # the native module is the exact name
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_planted_splits_are_found():
     assert table.loc[0, "coverage"] == 1 and table.loc[0, "precision"] == 1
     assert table.loc[0, "cosine"] == pytest.approx(0.5**0.5)
     assert 0.4 < table.loc[0, "best_single"] < 0.6 and table.loc[3, "best_single"] == 1
-    assert (found.n_parents, found.n_split, found.share) == (4, 2, 0.5)
+    assert (found.n_parents, found.n_split, found.n_divided, found.share) == (4, 2, 1, 0.5)
 
 
 def test_more_splits_than_by_frequency():

@@ -24,6 +24,7 @@ from neurollm.dictionaries.architectures import ARCHITECTURES
 from neurollm.dictionaries.formats.reading import (
     Given,
     checked_tensors,
+    exact_dtype,
     matrix_shape,
     read_json,
     read_torch,
@@ -97,7 +98,7 @@ def load_dictionary_learning(path: Path, given: Given) -> SAE:
         **options,
         subtract_decoder_bias=subtract,
         model_name=given.settled_name(trainer.get("lm_name"), where),
-        dtype=str(state[names["W_dec"]].dtype).removeprefix("torch."),
+        dtype=exact_dtype(weights, state[names["W_dec"]].dtype),
     )
     sae.provenance = {"written_by": "dictionary_learning", "trainer": trainer}
     return sae

@@ -27,6 +27,7 @@ from neurollm.dictionaries.architectures import JumpReLUSAE
 from neurollm.dictionaries.formats.reading import (
     Given,
     checked_tensors,
+    exact_dtype,
     matrix_shape,
     parsed_site,
     read_json,
@@ -37,6 +38,7 @@ from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.models import Site
 
 ARCHIVE, CONFIG_FILE, WEIGHTS_FILE = "params.npz", "config.json", "params.safetensors"
+_REPOSITORY = r"gemma-scope-(\d+b)-(pt|it)-(\w+)"
 _STREAMS = {"res": "resid_post", "mlp": "mlp_out"}
 _SKIP = "affine_skip_connection"
 
@@ -66,23 +68,22 @@ def load_gemma_scope(path: Path, given: Given) -> JumpReLUSAE:
     path = path if path.suffix == ".npz" else path / ARCHIVE
     found = {f"W_{name[2:]}" if name.startswith("w_") else name: array for name, array in read_npz(path).items()}
     tensors = _checked(found, path, "the others'")
-    folders = path.resolve().parent.parts
+    folders = path.absolute().parent.parts  # not resolved: files in the hub's cache are links
     _check_width(folders, len(tensors["W_dec"]), path)
-    repository = next((name for name in reversed(folders) if name.startswith("gemma-scope")), "")
+    repository = next(filter(None, (re.search(_REPOSITORY, name) for name in reversed(folders))), None)
     site = given.settled_site(_site_of(folders, repository, path, given), path, _GAP)
     if "embedding" in folders:
         root = tensors["W_enc"].shape[0] ** 0.5
         tensors |= {name: tensors[name] * root for name in ("W_dec", "b_dec")}
         tensors["W_enc"] = tensors["W_enc"] / root
-    model = re.match(r"gemma-scope-(\d+b)-(pt|it)-", repository)
-    name = f"google/gemma-2-{model[1]}{'-it' if model[2] == 'it' else ''}" if model else None
+    name = f"google/gemma-2-{repository[1]}{'-it' if repository[2] == 'it' else ''}" if repository else None
     given.refuse_k("jumprelu", path)
     sae = JumpReLUSAE(
         site,
         tensors,
         subtract_decoder_bias=False,
         model_name=given.settled_name(name, path),
-        dtype=str(found["W_dec"].dtype).removeprefix("torch."),
+        dtype=exact_dtype(tensors, found["W_dec"].dtype),
     )
     sae.provenance = {"written_by": "Gemma Scope", "folder": "/".join(folders[-3:])}
     return sae
@@ -94,19 +95,18 @@ _GAP = (
 )
 
 
-def _site_of(folders: tuple[str, ...], repository: str, path: Path, given: Given) -> Site | None:
+def _site_of(folders: tuple[str, ...], repository: re.Match | None, path: Path, given: Given) -> Site | None:
     layer = next((int(m[1]) for name in reversed(folders) if (m := re.fullmatch(r"layer_(\d+)", name))), None)
     if "embedding" in folders:
         return Site(0, "token_embedding")
-    kind = repository.rsplit("-", 1)[-1]
-    if repository and kind not in _STREAMS:
+    if repository and repository[3] not in _STREAMS:
         raise InvalidInput(
-            f"{path}: {repository} is not supported: its SAEs read no stream of the model as it is; "
+            f"{path}: {repository[0]} is not supported: its SAEs read no stream of the model as it is; "
             f"supported are {', '.join(_STREAMS)}"
         )
     if layer is not None and given.site is not None and given.site.layer != layer:
         raise DataMismatch(f"{path}: it was trained at layer {layer}, but site={given.site} was given")
-    return Site(layer, _STREAMS[kind]) if layer is not None and repository else None
+    return Site(layer, _STREAMS[repository[3]]) if layer is not None and repository else None
 
 
 def _check_width(folders: tuple[str, ...], n_features: int, path: Path) -> None:
@@ -141,13 +141,17 @@ def load_gemma_scope_2(folder: Path, given: Given) -> JumpReLUSAE:
     where, path = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     config = read_json(where)
     if config.get("architecture") != "jump_relu":
-        raise InvalidInput(f"{where}: architecture {config.get('architecture')!r} is not supported; only 'jump_relu' is")
+        raise InvalidInput(
+            f"{where}: architecture {config.get('architecture')!r} is not supported; only 'jump_relu' is"
+        )
     found = {f"W_{name[2:]}" if name.startswith("w_") else name: t for name, t in read_safetensors(path).items()}
     if isinstance(found.get("W_dec"), torch.Tensor) and found["W_dec"].ndim == 3:
         raise InvalidInput(f"{path}: a cross-layer transcoder is not supported; it reconstructs several layers at once")
     tensors = _checked(found, path, "W_enc", skip=_SKIP in found)
     if config.get("width", len(tensors["W_dec"])) != len(tensors["W_dec"]):
-        raise DataMismatch(f"{path}: it has {len(tensors['W_dec']):,} features, but {CONFIG_FILE} says {config['width']:,}")
+        raise DataMismatch(
+            f"{path}: it has {len(tensors['W_dec']):,} features, but {CONFIG_FILE} says {config['width']:,}"
+        )
     site = given.settled_site(_hook(config, "hf_hook_point_in", where), where)
     target = _hook(config, "hf_hook_point_out", where) or site
     if _SKIP in tensors:
@@ -159,7 +163,7 @@ def load_gemma_scope_2(folder: Path, given: Given) -> JumpReLUSAE:
         subtract_decoder_bias=False,
         target_site=target if target != site else None,
         model_name=given.settled_name(config.get("model_name"), where),
-        dtype=str(found["W_dec"].dtype).removeprefix("torch."),
+        dtype=exact_dtype(tensors, found["W_dec"].dtype),
     )
     sae.provenance = {"written_by": "Gemma Scope 2", "configuration": config}
     return sae

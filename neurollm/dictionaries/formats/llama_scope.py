@@ -24,6 +24,7 @@ from neurollm.dictionaries.architectures import ARCHITECTURES
 from neurollm.dictionaries.formats.reading import (
     Given,
     checked_tensors,
+    exact_dtype,
     parsed_site,
     positive,
     read_json,
@@ -61,7 +62,7 @@ def load_llama_scope(folder: Path, given: Given) -> SAE:
     DataMismatch
         If files are damaged, or do not belong together.
     """
-    name = next(name for name in LAYOUTS if (folder / name).is_file())
+    name = next((name for name in LAYOUTS if (folder / name).is_file()), "hyperparams.json")
     where, path = folder / name, folder / LAYOUTS[name]
     config = read_json(where)
     for key, what in _REFUSED.items():
@@ -89,7 +90,7 @@ def load_llama_scope(folder: Path, given: Given) -> SAE:
         normalisation=Normalisation(per_token="unit_norm" if config.get("norm_activation") == "token-wise" else "none"),
         subtract_decoder_bias=bool(config.get("apply_decoder_bias_to_pre_encoder", False)),
         model_name=given.settled_name(config.get("model_name"), where),
-        dtype=str(found["encoder.weight"].dtype).removeprefix("torch."),
+        dtype=exact_dtype(weights, found["encoder.weight"].dtype),
     )
     sae.provenance = {"written_by": "lm-saes", "hyperparams": config}
     return sae

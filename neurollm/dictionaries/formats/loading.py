@@ -15,6 +15,7 @@ A format is told from the files that lie there, never from their content:
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -91,9 +92,11 @@ def load_dictionary(
     if format != "auto" and format not in _LOADERS:
         raise InvalidInput(f"format {format!r} is unknown; use 'auto' or one of {', '.join(_LOADERS)}")
     if not place.exists():
-        raise InvalidInput(f"dictionary {str(path)!r}: there is no such folder; expected 'demo' or a folder with {EXPECTED}")
+        raise InvalidInput(
+            f"dictionary {str(path)!r}: there is no such folder; expected 'demo' or a folder with {EXPECTED}"
+        )
     name = _detected(place) if format == "auto" else format
-    if place.is_file() and place.suffix not in (".pt", ".npz"):
+    if place.is_file() and place.suffix not in (".pt", ".pth", ".npz"):
         place = place.parent
     return _LOADERS[name](place, given)
 
@@ -101,7 +104,7 @@ def load_dictionary(
 def _detected(place: Path) -> str:
     if place.is_file() and place.suffix in (".pt", ".pth"):
         beside = any((folder / "config.json").is_file() for folder in (place.parent, place.parent.parent))
-        return "dictionary_learning" if beside and place.stem.startswith("ae") else "openai"
+        return "dictionary_learning" if beside and re.fullmatch(r"ae(_\d+)?", place.stem) else "openai"
     folder = place.parent if place.is_file() else place
     there = {
         name
@@ -126,13 +129,10 @@ def _detected(place: Path) -> str:
 
 
 def _load_native(folder: Path, given: Given) -> Dictionary:
+    side = native.read_side(folder)
     if (folder / saelens.CONFIG_FILE).is_file():
-        return saelens.load_saelens(folder, given)
-    return native.load_control(folder, given)
-
-
-def _load_saelens(folder: Path, given: Given) -> Dictionary:
-    return saelens.load_saelens(folder, given, side=False)
+        return saelens.load_saelens(folder, given, side)
+    return native.load_control(folder, side, given)
 
 
 _FILES = {
@@ -144,7 +144,7 @@ _FILES = {
 }
 _LOADERS: dict[str, Callable[[Path, Given], Dictionary]] = {
     "neurollm": _load_native,
-    "saelens": _load_saelens,
+    "saelens": saelens.load_saelens,
     "sparsify": sparsify.load_sparsify,
     "dictionary_learning": dictionary_learning.load_dictionary_learning,
     "gemma_scope": gemma_scope.load_gemma_scope,

@@ -81,7 +81,7 @@ def check_weights(side: dict[str, Any], folder: Path, weights_file: str) -> None
         )
 
 
-def load_control(folder: Path, given: Given) -> Dictionary:
+def load_control(folder: Path, side: dict[str, Any], given: Given) -> Dictionary:
     """A control dictionary from its ``neurollm.json`` (and ``control.safetensors``, where it has arrays).
 
     Raises
@@ -92,7 +92,6 @@ def load_control(folder: Path, given: Given) -> Dictionary:
         If the files contradict `given`.
     """
     where = folder / SIDE_FILE
-    side = read_side(folder)
     kind = controls.CONTROLS.get(side.get("architecture"))
     if kind is None:
         raise InvalidInput(
@@ -102,4 +101,9 @@ def load_control(folder: Path, given: Given) -> Dictionary:
     dictionary = kind.load(folder, side)
     given.settled_site(dictionary.site, where)
     given.settled_name(dictionary.model_name, where)
+    k = getattr(dictionary, "k", None)
+    if k is None:
+        given.refuse_k(dictionary.architecture, where)
+    else:
+        given.settled_k(k, dictionary.n_features, where)
     return dictionary

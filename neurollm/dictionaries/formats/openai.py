@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from neurollm.dictionaries.architectures import ARCHITECTURES
-from neurollm.dictionaries.formats.reading import Given, checked_tensors, matrix_shape, read_torch
+from neurollm.dictionaries.formats.reading import Given, checked_tensors, exact_dtype, matrix_shape, read_torch
 from neurollm.dictionaries.normalisation import Normalisation
 from neurollm.dictionaries.sae import SAE
 from neurollm.errors import InvalidInput
@@ -65,7 +65,7 @@ def load_openai(path: Path, given: Given) -> SAE:
         **options,
         normalisation=Normalisation(per_token="layer_norm" if architecture == "topk" else "none"),
         model_name=given.settled_name("gpt2", path),
-        dtype=str(state["encoder.weight"].dtype).removeprefix("torch."),
+        dtype=exact_dtype(weights, state["encoder.weight"].dtype),
     )
     sae.provenance = {"written_by": "OpenAI sparse_autoencoder", "file": path.name}
     return sae

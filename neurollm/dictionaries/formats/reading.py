@@ -87,7 +87,9 @@ class Given:
             If both give it, and differ.
         """
         if self.model_name and found and _bare(self.model_name) != _bare(found):
-            raise DataMismatch(f"{where}: it was trained on model {found!r}, but model_name={self.model_name!r} was given")
+            raise DataMismatch(
+                f"{where}: it was trained on model {found!r}, but model_name={self.model_name!r} was given"
+            )
         return self.model_name or found or ""
 
     def refuse_k(self, architecture: str, where: Path) -> None:
@@ -229,12 +231,21 @@ def checked_tensors(
             raise InvalidInput(f"{path}: tensor {name} is missing; found {', '.join(sorted(found)) or 'none'}")
         if tuple(found[name].shape) != shape:
             raise DataMismatch(f"{path}: {name} has shape {tuple(found[name].shape)}, but {said_by} says {shape}")
+        if not found[name].is_floating_point():
+            raise DataMismatch(f"{path}: {name} holds {found[name].dtype} values; expected floating-point numbers")
         if not torch.isfinite(found[name]).all():
             raise DataMismatch(f"{path}: {name} contains NaN or infinite values")
     unknown = sorted(set(found) - set(shapes) - set(ignored))
     if unknown:
         raise InvalidInput(f"{path}: {unknown[0]} does not belong there; expected only {', '.join(shapes)}")
     return {name: found[name].to(torch.float32) for name in shapes}
+
+
+def exact_dtype(weights: dict[str, torch.Tensor], dtype: str | torch.dtype) -> str:
+    """The dtype they came in, or ``"float32"`` if they were rewritten and storing them in it would round."""
+    name = str(dtype).removeprefix("torch.")
+    exact = all(torch.equal(weight.to(getattr(torch, name)).float(), weight) for weight in weights.values())
+    return name if exact else "float32"
 
 
 def matrix_shape(found: dict[str, Any], name: str, path: Path) -> tuple[int, int]:

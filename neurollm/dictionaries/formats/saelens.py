@@ -33,10 +33,11 @@ import torch
 from safetensors.torch import save
 
 from neurollm.dictionaries.architectures import ARCHITECTURES
-from neurollm.dictionaries.formats.native import FORMAT_VERSION, SIDE_FILE, check_weights, read_side, side_record
+from neurollm.dictionaries.formats.native import SIDE_FILE, check_weights, side_record
 from neurollm.dictionaries.formats.reading import (
     Given,
     checked_tensors,
+    exact_dtype,
     parsed_site,
     positive,
     read_json,
@@ -48,8 +49,6 @@ from neurollm.dictionaries.sae import ALL_WEIGHTS, SAE
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import atomic_path, sha256_file, write_json, write_text
 from neurollm.models import Site
-
-__all__ = ["CONFIG_FILE", "FORMAT_VERSION", "SIDE_FILE", "WEIGHTS_FILE", "load_saelens", "write_saelens"]
 
 SAELENS_VERSION = "6.54.12"  # the release whose layout is written
 CONFIG_FILE, WEIGHTS_FILE = "cfg.json", "sae_weights.safetensors"
@@ -105,6 +104,12 @@ class _Layout:
         return self.where.parent
 
     @property
+    def per_token(self) -> str:
+        """What is done to every token by itself."""
+        per_token = _PER_TOKEN.get(self.normalize, "none")
+        return "centre" if self.centred and per_token == "none" else per_token  # layer_norm centres as well
+
+    @property
     def provenance(self) -> dict[str, Any]:
         """The metadata are kept as they are, so that saving gives the same file."""
         if self.flat:
@@ -127,6 +132,15 @@ def write_saelens(sae: SAE, folder: str | os.PathLike) -> None:
         Without a linear normalisation of its own (`SAE.fold`).
     folder : path-like
         Created when it is missing.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from neurollm import load_dictionary
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_saelens(load_dictionary("demo"), folder)
+    ...     print(sorted(path.name for path in Path(folder).iterdir()))
+    ['cfg.json', 'neurollm.json', 'sae_weights.safetensors']
     """
     folder = Path(folder)
     tensors = {name: weight.cpu().to(DTYPES[sae.dtype]).contiguous() for name, weight in sae.weights.items()}
@@ -176,15 +190,15 @@ def _metadata(sae: SAE) -> dict[str, Any]:
     }
 
 
-def load_saelens(folder: Path, given: Given, side: bool = True) -> SAE:
+def load_saelens(folder: Path, given: Given, record: dict[str, Any] | None = None) -> SAE:
     """Read a folder in the SAELens layout.
 
     Parameters
     ----------
     folder : Path
     given : Given
-    side : bool, default=True
-        Whether a ``neurollm.json`` beside the files is read.
+    record : dict, optional
+        Content of the ``neurollm.json`` beside the files, in a dictionary that neurollm wrote.
 
     Returns
     -------
@@ -199,10 +213,10 @@ def load_saelens(folder: Path, given: Given, side: bool = True) -> SAE:
     """
     layout = _layout(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     weights = _plain_form(_read_weights(layout), layout)
-    record = read_side(folder) if side and (folder / SIDE_FILE).is_file() else {}
-    if record:
+    if record is not None:
         check_weights(record, folder, WEIGHTS_FILE)
         _check_record(record, layout)
+    record = record or {}
     if layout.architecture == "topk":
         layout.options["k"] = given.settled_k(layout.options["k"], layout.d_sae, layout.where)
     else:
@@ -213,12 +227,12 @@ def load_saelens(folder: Path, given: Given, side: bool = True) -> SAE:
         site,
         weights,
         **layout.options,
-        normalisation=Normalisation(per_token=_per_token(layout, record)),
+        normalisation=Normalisation(per_token=layout.per_token),
         subtract_decoder_bias=layout.subtract or layout.architecture == "matching_pursuit",
         target_site=target,
         model_name=given.settled_name(model["name"], layout.where),
         model_fingerprint=model["fingerprint"],
-        dtype=layout.dtype,
+        dtype=exact_dtype(weights, layout.dtype),
     )
     sae.provenance = record.get("provenance", layout.provenance)
     sae.metrics = record.get("metrics", {})
@@ -227,12 +241,14 @@ def load_saelens(folder: Path, given: Given, side: bool = True) -> SAE:
 
 def _check_record(record: dict[str, Any], layout: _Layout) -> None:
     """Refuse a ``neurollm.json`` that says something else than ``cfg.json``."""
-    pairs = {"architecture": layout.architecture, "d_in": layout.d_in, "n_features": layout.d_sae, **layout.options}
-    for key, value in pairs.items():
-        if record.get(key) != value:
+    site = _hook(layout.metadata.get("hook_name"), layout.metadata.get("hf_hook_name"), layout.where, True)
+    said = {"architecture": layout.architecture, "d_in": layout.d_in, "n_features": layout.d_sae, **layout.options}
+    said |= {"per_token": layout.per_token, **({"site": site.to_dict()} if site else {})}
+    for key, value in said.items():
+        found = record.get(key, "none" if key == "per_token" else None)
+        if found != value:
             raise DataMismatch(
-                f"{layout.folder / SIDE_FILE}: {key} is {record.get(key)!r}, but {CONFIG_FILE} says {value!r}; "
-                "restore the pair"
+                f"{layout.folder / SIDE_FILE}: {key} is {found!r}, but {CONFIG_FILE} says {value!r}; restore the pair"
             )
 
 
@@ -256,31 +272,17 @@ def _sites(layout: _Layout, record: dict[str, Any], given: Given) -> tuple[Site,
 
 def _hook(name: str | None, module: str | None, where: Path, optional: bool) -> Site | None:
     """The site of a hook; the name of the native module, where it is there, is the exact one."""
-    if module:
-        stem, end = module.rsplit(".", 1) if module.endswith((".input", ".output")) else (module, "output")
-        return parsed_site(module, lambda _: Site.from_module(stem, end), where)
-    if not name:
+    if not (name or module):
         return None
     try:
-        return parsed_site(name, Site.from_saelens, where)
+        if not module:
+            return parsed_site(name, Site.from_saelens, where)
+        stem, end = module.rsplit(".", 1) if module.endswith((".input", ".output")) else (module, "output")
+        return parsed_site(stem, lambda stem: Site.from_module(stem, end), where)
     except InvalidInput:
         if optional:
             return None
         raise
-
-
-def _per_token(layout: _Layout, record: dict[str, Any]) -> str:
-    if record:
-        return record.get("per_token", "none")
-    per_token = _PER_TOKEN.get(layout.normalize, "none")
-    if not layout.centred or per_token == "layer_norm":  # which centres as well
-        return per_token
-    if per_token != "none" or layout.transcoder:
-        raise InvalidInput(
-            f"{layout.where}: activations centred by TransformerLens together with {layout.normalize!r} "
-            "or in a transcoder are not supported"
-        )
-    return "centre"
 
 
 def _layout(config: dict[str, Any], where: Path) -> _Layout:
@@ -330,6 +332,11 @@ def _refuse_unsupported(layout: _Layout, config: dict[str, Any]) -> None:
         )
     if layout.transcoder and (layout.normalize != "none" or layout.subtract):
         raise InvalidInput(f"{where}: a transcoder that normalises its input, or subtracts b_dec, is not supported")
+    if layout.centred and (layout.transcoder or layout.per_token == "unit_norm"):
+        raise InvalidInput(
+            f"{where}: activations centred by TransformerLens, in a transcoder or together with {layout.normalize!r}, "
+            "are not supported"
+        )
     if config.get("reshape_activations", "none") != "none":
         raise InvalidInput(
             f"{where}: reshape_activations is {config['reshape_activations']!r}; SAEs of attention heads are not "
@@ -375,6 +382,8 @@ def _read_weights(layout: _Layout) -> dict[str, torch.Tensor]:
     found = read_safetensors(path)
     if "log_threshold" in found:  # training form of older releases
         found["threshold"] = found.pop("log_threshold").exp()
+    if "finetuning_scaling_factor" in found:  # two names of one thing
+        found["scaling_factor"] = found.pop("finetuning_scaling_factor")
     ours = layout.transcoder and layout.named == layout.architecture  # a transcoder SAELens has no name for
     skip = "skip" in layout.named or (ours and "W_skip" in found)
     names = [*ARCHITECTURES[layout.architecture].tensors, *(["W_skip"] if skip else [])]

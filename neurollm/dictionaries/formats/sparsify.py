@@ -22,6 +22,7 @@ from neurollm.dictionaries.architectures import TopKSAE
 from neurollm.dictionaries.formats.reading import (
     Given,
     checked_tensors,
+    exact_dtype,
     matrix_shape,
     positive,
     read_json,
@@ -81,14 +82,14 @@ def load_sparsify(folder: Path, given: Given) -> SAE:
         subtract_decoder_bias=not transcode,
         target_site=target,
         model_name=given.settled_name(_model_name(folder.parent), where),
-        dtype=str(found["W_dec"].dtype).removeprefix("torch."),
+        dtype=exact_dtype(weights, found["W_dec"].dtype),
     )
     sae.provenance = {"written_by": "sparsify", "module": folder.name}
     return sae
 
 
 def _sites(folder: Path, where: Path, given: Given, transcode: bool) -> tuple[Site, Site | None]:
-    name = folder.resolve().name
+    name = folder.absolute().name
     gap = f"the folder's name {name!r} is not that of a module such as 'layers.6' or 'h.6.mlp'"
     site, target = _module(name, "input" if transcode else "output"), _module(name, "output")
     if transcode and (site is None or target is None):
