@@ -7,6 +7,7 @@ cent are active. A figure outside is a reason to look, and no more.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ _RULES = (
 
 
 def hints(metrics: DictionaryMetrics) -> list[Hint]:
-    """Figures beside the ranges of the rule of thumb; those that were not measured are left out.
+    """Figures beside the ranges of the rule of thumb; those that do not exist are left out.
 
     Parameters
     ----------
@@ -69,7 +70,7 @@ def hints(metrics: DictionaryMetrics) -> list[Hint]:
     if metrics.cosines is not None:
         cosines = {"mean": metrics.cosines.mean, "p95": metrics.cosines.p95, "max": metrics.cosines.maximum}
         values |= {f"decoder cosine, {name}": value for name, value in cosines.items()}
-    return [_hint(name, values[name], *rule) for name, *rule in _RULES if name in values]
+    return [_hint(name, values[name], *rule) for name, *rule in _RULES if math.isfinite(values.get(name, math.nan))]
 
 
 def _hint(name: str, value: float, good: tuple[float, float], below: str, above: str) -> Hint:

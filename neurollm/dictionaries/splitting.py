@@ -135,7 +135,7 @@ def feature_splitting(
             f"{large.n_features:,} features"
         )
     firing = _Firing.measure(small, large, x, min_active, verbose)
-    candidates = _candidates(unit_directions(small), unit_directions(large), firing, cosine)
+    candidates = _candidates(unit_directions(small).cpu(), unit_directions(large).cpu(), firing, cosine)
     rule = (coverage, precision)
     found = _judge(candidates, firing, rule)
     null = np.zeros(n_null, dtype=np.int64)
@@ -215,7 +215,7 @@ def _candidates(small: Any, large: Any, firing: _Firing, cosine: float) -> _Pair
     parents, children, values = [], [], []
     frequent = firing.large_active >= firing.min_active
     for start in range(0, len(small), BLOCK):
-        block = (small[start : start + BLOCK] @ large.T).cpu().numpy()
+        block = (small[start : start + BLOCK] @ large.T).numpy()
         near = (block >= cosine) & frequent & (firing.small_active[start : start + BLOCK] >= firing.min_active)[:, None]
         rows, columns = np.nonzero(near)
         parents.append(rows + start)

@@ -152,6 +152,8 @@ def test_dictionary_learning(tmp_path, damage, error, words, capsys):
 
 def test_a_batch_topk_without_a_threshold_is_refused(tmp_path):
     folder = shutil.copytree(FIXTURES / "dictionary_learning" / "BatchTopKSAE", tmp_path / "a")
+    assert load_dictionary(folder, k=4).architecture == "jumprelu"  # 4 on the average
+    refused(folder, "architecture 'jumprelu' has no k, but k=5 was given", DataMismatch, k=5)
     state(threshold=torch.tensor(-1.0))(folder)
     refused(folder, "its threshold was never set", InvalidInput)
 

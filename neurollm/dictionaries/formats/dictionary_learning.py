@@ -90,7 +90,7 @@ def load_dictionary_learning(path: Path, given: Given) -> SAE:
     options: dict[str, Any] = {}
     if architecture == "topk":
         options["k"] = given.settled_k(k, len(weights["W_dec"]), where)
-    else:
+    elif given.k != k:  # that of a BatchTopK SAE is an average, and may be given
         given.refuse_k(architecture, where)
     sae = ARCHITECTURES[architecture](
         given.settled_site(_site(trainer, config, where), where, _GAP),
