@@ -131,7 +131,7 @@ def harvest(
     out: Annotated[Path, typer.Option(help="Folder of the activation store.")],
     layer: Annotated[int, typer.Option(min=0, help="Block, counted from 0.")],
     model: Annotated[str, typer.Option(help="demo, minilm, a folder or a hub name.")] = "demo",
-    stream: Annotated[str, typer.Option(help="resid_post, resid_pre, mlp_out or attn_out.")] = "resid_post",
+    stream: Annotated[str, typer.Option(help="resid_post, resid_pre, mlp_out, attn_out or mlp_in.")] = "resid_post",
     tokens_per_shard: Annotated[int, typer.Option(min=1, help="Rows per file.")] = 262_144,
     verbose: Verbosity = 1,
 ) -> None:

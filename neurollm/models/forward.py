@@ -124,10 +124,11 @@ def _hook(lm: LanguageModel, site: Site, function: Callable[[torch.Tensor], Any]
         if args:
             new = function(args[0])
             return None if new is None else ((new, *args[1:]), kwargs)
-        new = function(kwargs["hidden_states"])
-        return None if new is None else (args, {**kwargs, "hidden_states": new})
+        name = "hidden_states" if "hidden_states" in kwargs else next(iter(kwargs))
+        new = function(kwargs[name])
+        return None if new is None else (args, {**kwargs, name: new})
 
-    if site.stream == "resid_pre":
+    if site.stream in ("resid_pre", "mlp_in"):
         handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
     else:
         handle = module.register_forward_hook(on_output)

@@ -22,10 +22,15 @@ from neurollm.models.site import Site
 FINGERPRINT_SAMPLE = 1024
 _VOLATILE_CONFIG = ("pad_token_id", "_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 # Names under which transformers models keep the two halves of a block.
+_MLP_NAMES = ("mlp", "feed_forward", "ffn")
 _CHILD_NAMES = {
-    "mlp_out": ("mlp", "feed_forward", "ffn"),
+    "mlp_in": _MLP_NAMES,
+    "mlp_out": _MLP_NAMES,
     "attn_out": ("attn", "self_attn", "attention", "self_attention"),
 }
+# Blocks that normalise what their halves return before adding it to the residual stream (Gemma 2 and 3, OLMo 2)
+# have the first of these; what is added is then the norm's output.
+_POST_NORMS = {"mlp_out": "post_feedforward_layernorm", "attn_out": "post_attention_layernorm"}
 
 
 @dataclass(eq=False)
@@ -113,7 +118,10 @@ class LanguageModel:
         return self._fingerprint
 
     def module_at(self, site: Site) -> nn.Module:
-        """The native module whose output (or, for ``resid_pre``, input) is the site.
+        """The native module whose output (or, for ``resid_pre`` and ``mlp_in``, input) is the site.
+
+        ``mlp_out`` and ``attn_out`` are what is added to the residual stream: where a block normalises the output of
+        its halves before adding it, the module is that norm.
 
         Raises
         ------
@@ -130,6 +138,8 @@ class LanguageModel:
         block = self.blocks[site.layer]
         if site.stream in ("resid_post", "resid_pre"):
             return block
+        if site.stream in _POST_NORMS and hasattr(block, _POST_NORMS["mlp_out"]):
+            return getattr(block, _POST_NORMS[site.stream])
         for child in _CHILD_NAMES[site.stream] if self.is_causal else ():
             if hasattr(block, child):
                 return getattr(block, child)

@@ -35,7 +35,7 @@ class SitePart(_Part):
     """Where in the model."""
 
     layer: int = Field(ge=0, strict=True, description="Block, counted from 0.")
-    stream: Literal["resid_post", "resid_pre", "mlp_out", "attn_out", "token_embedding"] = Field(
+    stream: Literal["resid_post", "resid_pre", "mlp_out", "attn_out", "token_embedding", "mlp_in"] = Field(
         "resid_post", description="Block output, block input, MLP output, attention output, or the token embedding."
     )
 

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from neurollm.activations import Corpus, harvest
+from neurollm.datasets import demo_corpus_path
 from neurollm.dictionaries import Dictionary, RandomDirections, RawUnits, ReLUSAE, evaluate_dictionary
 from neurollm.dictionaries.cosines import decoder_cosines, expected_abs, expected_largest, random_quantile
 from neurollm.dictionaries.metrics import gini
@@ -346,3 +348,17 @@ def test_long_documents_keep_their_start_token_in_every_piece():
     pieces = _cut(ids, special, 4)
     assert [piece.tolist() for piece, _ in pieces] == [[0, 1, 2, 3], [0, 4, 5, 6], [0, 7, 8, 9]]
     assert all(mask[0] and not mask[1:].any() for _, mask in pieces)
+
+
+def test_a_store_on_disk_gives_what_its_rows_give(tmp_path, demo_lm, demo_dictionary):
+    documents = Corpus.read(demo_corpus_path()).documents[:14]
+    store = harvest(demo_lm, Corpus([(name, text[:300]) for name, text in documents]), Site(3), tmp_path, verbose=0)
+    doc_id = store.columns(0, store.n_rows)["doc_id"]
+    assert len(np.unique(doc_id)) == 14
+    found = evaluate_dictionary(demo_dictionary, store, n_boot=40, batch_size=100)
+    rows = WithDocuments(store.rows(0, store.n_rows), doc_id)
+    rows.site = Site(3)
+    again = evaluate_dictionary(demo_dictionary, rows, n_boot=40)
+    assert found.ev_low < found.ev < found.ev_high and found.n_documents == 14
+    for name in ("ev", "l0", "gini", "cosine", "ev_low", "ev_high"):
+        assert getattr(found, name) == pytest.approx(getattr(again, name), rel=1e-6), name

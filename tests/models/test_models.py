@@ -218,6 +218,43 @@ def test_a_layer_too_deep_is_refused(demo_lm):
 
 
 def test_site_names_round_trip():
-    for site in (Site(3), Site(0, "resid_pre"), Site(1, "mlp_out"), Site(2, "attn_out"), Site(0, "token_embedding")):
+    for site in (Site(3), Site(0, "resid_pre"), Site(1, "mlp_out"), Site(2, "attn_out"), Site(1, "mlp_in"), Site(0, "token_embedding")):
         assert Site.from_saelens(site.saelens_hook_name) == site
         assert Site.from_dict(site.to_dict()) == site
+
+
+def tiny(kind, tokenizer):
+    """A model with random weights of an architecture; the tokenizer is never asked."""
+    import transformers
+
+    sizes = {"vocab_size": 40, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = getattr(transformers, f"{kind}ForCausalLM")(config)
+    return LanguageModel(kind, model, tokenizer, True)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma2", "Olmo2"])
+def test_the_halves_of_a_block_add_up_to_what_the_stream_gains(kind, demo_lm):
+    """Also where a block normalises what its halves return before adding it."""
+    lm, ids = tiny(kind, demo_lm.tokenizer), torch.arange(1, 9)[None]
+    streams = ("resid_pre", "attn_out", "mlp_out", "resid_post")
+    before, attention, mlp, after = (run_site(lm, ids, None, Site(1, stream)) for stream in streams)
+    torch.testing.assert_close(before + attention + mlp, after)
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Gemma2"])
+def test_the_input_of_an_mlp_is_what_it_reads(kind, demo_lm):
+    lm = tiny(kind, demo_lm.tokenizer)
+    ids = torch.arange(1, 9)[None]
+    seen = run_site(lm, ids, None, Site(1, "mlp_in"))
+    block = lm.blocks[1]
+    with torch.no_grad():
+        out = block.mlp(seen)
+        out = block.post_feedforward_layernorm(out) if kind == "Gemma2" else out
+    torch.testing.assert_close(out, run_site(lm, ids, None, Site(1, "mlp_out")))
+    with intervene(lm, Site(1, "mlp_in"), torch.zeros_like):
+        gone = lm.model(input_ids=ids).logits
+    assert float((gone - lm.model(input_ids=ids).logits).abs().max()) > 0

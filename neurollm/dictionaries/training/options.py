@@ -59,7 +59,8 @@ class Training:
     auxk : int, optional
         Dead features used on a token. Default: d / 2.
     dead_after_tokens : int, optional
-        A feature silent for so many tokens is dead. Default: a tenth of all tokens, at most 10 million.
+        A feature silent for so many tokens is dead. Default: a tenth of all tokens, at least 16 batches and at most
+        10 million tokens.
     resample_every : float, default=0.0
         Fraction of the tokens after which dead features are given new directions, those of tokens with a large
         error (Bricken et al. 2023), again and again until half of the tokens are seen; 0: never.
@@ -139,7 +140,7 @@ class Training:
             self,
             learning_rate=self.learning_rate or 2e-3 * (4096 / n_features) ** 0.5,
             auxk=self.auxk or max(1, d_in // 2),
-            dead_after_tokens=self.dead_after_tokens or min(MAX_DEAD_AFTER, max(1, n_tokens // 10)),
+            dead_after_tokens=self.dead_after_tokens or min(MAX_DEAD_AFTER, max(16 * self.batch_size, n_tokens // 10)),
             precision=precision,
             device=device,
         )

@@ -1,0 +1,373 @@
+"""Scaling laws: how the loss of a dictionary falls with its width and with training.
+
+    L(F, T) = E + A F^−α + B T^−β,    E, A, B ≥ 0
+
+F is the number of features, T of training tokens, E what no width and no training removes
+(Kaplan et al. 2020, https://arxiv.org/abs/2001.08361; Hoffmann et al. 2022,
+https://arxiv.org/abs/2203.15556; of dictionaries Gao et al. 2024, https://arxiv.org/abs/2406.04093).
+One number of tokens cannot tell B T^−β from E, and two cannot tell β: then every number of
+tokens has a floor of its own, E_T, and there is no β.
+
+**Fit.** Least squares of log L. Given the exponents the law is linear in its other, non-negative
+parameters, whose best values are found by Gauss-Newton steps of non-negative least squares;
+what remains is a search over α (and β) on a grid that is then refined. So there are no starting
+values that could be wrong.
+
+**Interval.** Profile likelihood: the interval of α holds all values whose residual sum of
+squares S(α), with all other parameters at their best, is
+
+    S(α) ≤ S_min (1 + F₁,ᵥ(.95) / v),    v = observations − parameters
+
+It follows the trade between α and E, which few widths hardly tell apart: where E could be
+anything from 0 to most of the loss, the interval is wide and lopsided, and may be open above.
+It is about the scatter of seeds and about the misfit of the law, not about other texts or models.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from neurollm.errors import InvalidInput
+
+FEWEST_WIDTHS = 4  # three unknowns in one direction
+FEWEST_TOKENS = 3  # E, B, β
+RANGE = (0.01, 8.0)  # of exponents; beyond them a power is a constant, or a step
+GRID = 48
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class ScalingLaw:
+    """A fitted law.
+
+    Attributes
+    ----------
+    alpha, alpha_low, alpha_high : float
+        Exponent of the width with its 95 % interval; 0 and infinity are open ends.
+    A : float
+    E : float or None
+        None with two numbers of tokens: only `floors` are known.
+    floors : dict of int to float
+        Loss at infinite width for every number of tokens.
+    B, beta, beta_low, beta_high : float or None
+        With three or more numbers of tokens.
+    residual_sd : float
+        Of log loss around the law, `df` degrees of freedom.
+    df, n_points, n_widths : int
+    lack_of_fit_p : float or None
+        Of the F test of the scatter of widths around the law against that of seeds; None without several seeds.
+        A small p says that the law has another form than the data.
+    covariance : tuple of tuple of float
+        Of the floors (or E and B), A and the exponents, linearised.
+    """
+
+    alpha: float
+    alpha_low: float
+    alpha_high: float
+    A: float
+    E: float | None
+    floors: dict[int, float]
+    B: float | None
+    beta: float | None
+    beta_low: float | None
+    beta_high: float | None
+    residual_sd: float
+    df: int
+    n_points: int
+    n_widths: int
+    lack_of_fit_p: float | None
+    covariance: tuple[tuple[float, ...], ...] = dataclasses.field(default=(), repr=False)
+
+    def predict(self, n_features: float | Sequence[float] | np.ndarray, n_tokens: float | None = None) -> np.ndarray:
+        """Loss at some widths.
+
+        Parameters
+        ----------
+        n_features : float or array-like
+        n_tokens : float, optional
+            Needed when there are several; without β one of those that were fitted.
+
+        Returns
+        -------
+        ndarray of float64, shape of `n_features`
+
+        Raises
+        ------
+        InvalidInput
+            If there is no floor for `n_tokens`.
+        """
+        widths = np.asarray(n_features, dtype=np.float64)
+        return self._floor(n_tokens) + self.A * widths**-self.alpha
+
+    def band(self, n_features: Sequence[float] | np.ndarray, n_tokens: float | None = None) -> np.ndarray:
+        """Pointwise 95 % interval of the mean loss: linearised in the parameters, normal in log loss.
+
+        Parameters
+        ----------
+        n_features : array-like, shape (m,)
+        n_tokens : float, optional
+
+        Returns
+        -------
+        ndarray of float64, shape (2, m)
+        """
+        from scipy.stats import t
+
+        widths = np.atleast_1d(np.asarray(n_features, dtype=np.float64))
+        tokens = np.full(len(widths), self._tokens(n_tokens), dtype=np.float64)
+        mean = self.predict(widths, n_tokens)
+        slopes = _slopes(widths, tokens, self) / mean[:, None]
+        variance = np.einsum("ij,jk,ik->i", slopes, np.array(self.covariance), slopes)
+        reach = t.ppf((1 + LEVEL) / 2, self.df) * np.sqrt(np.maximum(variance, 0))
+        return mean * np.exp(np.array([-reach, reach]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; an open end is None."""
+        names = [name for name in self.__dataclass_fields__ if name not in ("floors", "covariance")]
+        values = {name: getattr(self, name) for name in names}
+        plain = {name: None if v is None or not np.isfinite(v) else v for name, v in values.items()}
+        return plain | {"floors": {str(tokens): floor for tokens, floor in self.floors.items()}}
+
+    def describe(self) -> str:
+        """The exponents in words, for tables and legends.
+
+        Examples
+        --------
+        >>> widths = np.array([256, 512, 1024, 2048, 4096] * 2)
+        >>> noise = 1 + 0.002 * np.array([1, -1, 1, 1, -1, -1, 1, -1, -1, 1])
+        >>> fit_scaling_law(widths, (0.02 + 2 * widths**-0.4) * noise).describe()[:10]
+        'α = 0.40 ['
+        """
+        told = [_interval("α", self.alpha, self.alpha_low, self.alpha_high)]
+        if self.beta is not None:
+            told.append(_interval("β", self.beta, self.beta_low, self.beta_high))
+        return ", ".join(told)
+
+    def _tokens(self, n_tokens: float | None) -> float:
+        if n_tokens is None and len(self.floors) == 1:
+            return next(iter(self.floors))
+        if n_tokens is None or (self.beta is None and n_tokens not in self.floors):
+            raise InvalidInput(
+                f"scaling law: n_tokens is {n_tokens!r}; it must be one of {', '.join(map(str, self.floors))}"
+            )
+        return n_tokens
+
+    def _floor(self, n_tokens: float | None) -> float:
+        n_tokens = self._tokens(n_tokens)
+        return self.floors[n_tokens] if self.beta is None else self.E + self.B * float(n_tokens) ** -self.beta
+
+
+def fit_scaling_law(
+    n_features: Sequence[float] | np.ndarray,
+    loss: Sequence[float] | np.ndarray,
+    n_tokens: Sequence[float] | np.ndarray | None = None,
+) -> ScalingLaw:
+    """Fit the law to the losses of a sweep.
+
+    Parameters
+    ----------
+    n_features, loss : array-like, shape (n,)
+        One entry per dictionary; seeds are simply repeated widths.
+    n_tokens : array-like, shape (n,), optional
+        Default: the same for all.
+
+    Returns
+    -------
+    ScalingLaw
+
+    Raises
+    ------
+    InvalidInput
+        If a value is not positive, there are fewer than four different widths, or no more
+        dictionaries than parameters.
+
+    Examples
+    --------
+    >>> widths = np.array([256, 512, 1024, 2048, 4096])
+    >>> law = fit_scaling_law(widths, 0.02 + 2 * widths**-0.4)
+    >>> round(law.alpha, 3), round(law.E, 3)
+    (0.4, 0.02)
+    """
+    return _Fit(*_checked(n_features, loss, n_tokens)).law()
+
+
+def _checked(n_features: Any, loss: Any, n_tokens: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    widths, loss = (np.asarray(values, dtype=np.float64).ravel() for values in (n_features, loss))
+    tokens = np.ones_like(widths) if n_tokens is None else np.asarray(n_tokens, dtype=np.float64).ravel()
+    if not len(widths) == len(loss) == len(tokens):
+        raise InvalidInput(f"scaling law: {len(widths)} widths, {len(loss)} losses, {len(tokens)} numbers of tokens")
+    for name, values in (("n_features", widths), ("loss", loss), ("n_tokens", tokens)):
+        bad = ~(np.isfinite(values) & (values > 0))
+        if bad.any():
+            raise InvalidInput(f"scaling law: {name} must be above 0, found {values[bad][0]:g}")
+    check_widths(widths)
+    return widths, loss, tokens
+
+
+def check_widths(n_features: Sequence[float] | np.ndarray) -> None:
+    """Refuse fewer different widths than a law can be seen in.
+
+    Raises
+    ------
+    InvalidInput
+    """
+    found = np.unique(np.asarray(n_features))
+    if len(found) < FEWEST_WIDTHS:
+        raise InvalidInput(
+            f"a scaling law needs at least {FEWEST_WIDTHS} different widths, found {len(found)} "
+            f"({', '.join(f'{width:g}' for width in found)})"
+        )
+
+
+class _Fit:
+    """Least squares of log loss, profiled over the exponents."""
+
+    def __init__(self, widths: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> None:
+        self.widths, self.loss, self.tokens = widths, loss, tokens
+        self.levels = np.unique(tokens)
+        self.has_beta = len(self.levels) >= FEWEST_TOKENS
+        # Powers relative to the middle of the data: columns of one size whatever the exponent.
+        self.width_unit, self.token_unit = (np.exp(np.log(values).mean()) for values in (widths, tokens))
+        self.log_width, self.log_token = np.log(widths / self.width_unit), np.log(tokens / self.token_unit)
+        self.floors = (tokens[:, None] == self.levels).astype(float)
+        self.n_parameters = 5 if self.has_beta else len(self.levels) + 2
+        self.df = len(loss) - self.n_parameters
+        if self.df < 1:
+            raise InvalidInput(
+                f"scaling law: {len(loss)} dictionaries for {self.n_parameters} unknowns; add widths or seeds"
+            )
+
+    def columns(self, alpha: float, beta: float | None) -> np.ndarray:
+        """The law as a linear model: floors (or 1 and T^−β), and F^−α."""
+        power = np.exp(-alpha * self.log_width)
+        if beta is None:
+            return np.column_stack([self.floors, power])
+        return np.column_stack([np.ones(len(power)), np.exp(-beta * self.log_token), power])
+
+    def solve(self, alpha: float, beta: float | None = None, steps: int = 4) -> tuple[float, np.ndarray]:
+        """Residual sum of squares of log loss, and the linear parameters, given the exponents."""
+        from scipy.optimize import nnls
+
+        columns, mean, log_loss = self.columns(alpha, beta), self.loss, np.log(self.loss)
+        for _ in range(steps):
+            residuals = log_loss - np.log(mean)
+            linear, _ = nnls(columns / mean[:, None], residuals + 1)
+            mean = np.maximum(columns @ linear, 1e-12 * self.loss)
+        return float(np.square(log_loss - np.log(mean)).sum()), linear
+
+    def best(self) -> tuple[float, float | None]:
+        """The exponents with the smallest sum of squares."""
+        if not self.has_beta:
+            return _minimise(lambda alpha: self.solve(alpha)[0])[0], None
+        alpha = _minimise(self.profile_alpha)[0]
+        return alpha, _minimise(lambda beta: self.solve(alpha, beta)[0])[0]
+
+    def profile_alpha(self, alpha: float) -> float:
+        """S(α)."""
+        if not self.has_beta:
+            return self.solve(alpha)[0]
+        return _minimise(lambda beta: self.solve(alpha, beta)[0], 16)[1]
+
+    def profile_beta(self, beta: float) -> float:
+        """S(β)."""
+        return _minimise(lambda alpha: self.solve(alpha, beta)[0], 16)[1]
+
+    def law(self) -> ScalingLaw:
+        """Fit, intervals, covariance."""
+        alpha, beta = self.best()
+        squares, linear = self.solve(alpha, beta)
+        low, high = self._interval(self.profile_alpha, alpha, squares)
+        beta_ends = (None, None) if beta is None else self._interval(self.profile_beta, beta, squares)
+        floors = self.columns(alpha, beta)[:, :-1] @ linear[:-1]
+        law = ScalingLaw(
+            alpha=alpha,
+            alpha_low=low,
+            alpha_high=high,
+            A=float(linear[-1] * self.width_unit**alpha),
+            E=None if len(self.levels) == FEWEST_TOKENS - 1 else float(linear[0]),
+            floors={int(level): float(floors[self.tokens == level][0]) for level in self.levels},
+            B=None if beta is None else float(linear[1] * self.token_unit**beta),
+            beta=beta,
+            beta_low=beta_ends[0],
+            beta_high=beta_ends[1],
+            residual_sd=float(np.sqrt(squares / self.df)),
+            df=self.df,
+            n_points=len(self.loss),
+            n_widths=len(np.unique(self.widths)),
+            lack_of_fit_p=self._lack_of_fit(squares),
+        )
+        return dataclasses.replace(law, covariance=self._covariance(law, linear, squares / self.df))
+
+    def _interval(self, profile: Callable[[float], float], best: float, squares: float) -> tuple[float, float]:
+        from scipy.optimize import brentq
+        from scipy.stats import f
+
+        # Data without scatter have an interval of rounding error, which is not looked for.
+        limit = max(squares * (1 + f.ppf(LEVEL, 1, self.df) / self.df), 1e-14 * len(self.loss))
+        ends = []
+        for edge, open_end in zip(RANGE, (0.0, np.inf), strict=True):
+            steps = np.geomspace(best, edge, GRID)[1:] if best != edge else np.array([])
+            inside, end = best, open_end
+            for step in steps:
+                if profile(step) > limit:
+                    end = brentq(lambda value: profile(value) - limit, inside, step, xtol=1e-4, rtol=1e-4)
+                    break
+                inside = step
+            ends.append(float(end))
+        return ends[0], ends[1]
+
+    def _lack_of_fit(self, squares: float) -> float | None:
+        from scipy.stats import f
+
+        _, cell = np.unique(np.column_stack([self.widths, self.tokens]), axis=0, return_inverse=True)
+        n_cells, log_loss = int(cell.max()) + 1, np.log(self.loss)
+        means = np.bincount(cell, log_loss) / np.bincount(cell)
+        pure = float(np.square(log_loss - means[cell]).sum())
+        df_pure, df_lack = len(self.loss) - n_cells, n_cells - self.n_parameters
+        if df_pure < 1 or df_lack < 1 or pure == 0:
+            return None
+        return float(f.sf(max(squares - pure, 0) / df_lack / (pure / df_pure), df_lack, df_pure))
+
+    def _covariance(self, law: ScalingLaw, linear: np.ndarray, variance: float) -> tuple[tuple[float, ...], ...]:
+        """Of the parameters; those on their bound of 0 are held there."""
+        mean = self.columns(law.alpha, law.beta) @ linear
+        slopes = _slopes(self.widths, self.tokens, law) / mean[:, None]
+        free = np.r_[linear > 0, np.ones(slopes.shape[1] - len(linear), bool)]
+        scale = np.abs(slopes).max(0)
+        free &= scale > 0
+        used = slopes[:, free] / scale[free]
+        covariance = np.zeros((len(free), len(free)))
+        covariance[np.ix_(free, free)] = variance * np.linalg.pinv(used.T @ used) / np.outer(scale[free], scale[free])
+        return tuple(map(tuple, covariance.tolist()))
+
+
+def _minimise(function: Callable[[float], float], points: int = GRID) -> tuple[float, float]:
+    """Smallest value on the range of exponents: a grid, then the interval around its best point."""
+    from scipy.optimize import minimize_scalar
+
+    grid = np.geomspace(*RANGE, points)
+    values = [function(x) for x in grid]
+    place = int(np.argmin(values))
+    around = grid[max(place - 1, 0)], grid[min(place + 1, points - 1)]
+    found = minimize_scalar(function, bounds=around, method="bounded", options={"xatol": 1e-6})
+    return (float(found.x), float(found.fun)) if found.fun < values[place] else (float(grid[place]), values[place])
+
+
+def _slopes(widths: np.ndarray, tokens: np.ndarray, law: ScalingLaw) -> np.ndarray:
+    """Derivatives of the loss by floors (or E and B), A, exponents, in the order of the covariance."""
+    power = widths**-law.alpha
+    by_alpha = -law.A * power * np.log(widths)
+    if law.beta is None:
+        return np.column_stack([tokens[:, None] == np.array(list(law.floors)), power, by_alpha]).astype(float)
+    more = tokens**-law.beta
+    return np.column_stack([np.ones(len(widths)), more, power, by_alpha, -law.B * more * np.log(tokens)])
+
+
+def _interval(symbol: str, value: float, low: float, high: float) -> str:
+    above = "∞" if np.isinf(high) else f"{high:.2f}"
+    return f"{symbol} = {value:.2f} [{low:.2f}, {above}]"
