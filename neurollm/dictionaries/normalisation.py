@@ -61,6 +61,8 @@ class Normalisation:
         usable = matrix.ndim == 2 or bool((matrix != 0).all())
         if not (torch.isfinite(matrix).all() and usable):
             raise InvalidInput("normalisation: a factor is zero, infinite or NaN")
+        if matrix.ndim == 2 and torch.linalg.matrix_rank(matrix.double()) < len(matrix):
+            raise InvalidInput("normalisation: the matrix is singular, so it cannot be undone")
 
     @property
     def foldable(self) -> bool:

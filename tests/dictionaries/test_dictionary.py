@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neurollm.dictionaries import RandomDirections, RawUnits, TopKSAE
-from neurollm.dictionaries.kernels import Transposed, sampled_dot, sparse_decode, topk_of_relu
+from neurollm.dictionaries import Normalisation, RandomDirections, RawUnits, TopKSAE
+from neurollm.dictionaries.architectures import ARCHITECTURES, MatchingPursuitSAE
+from neurollm.dictionaries.kernels import sparse_decode, topk_of_relu
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.models import Site
 
@@ -34,7 +35,7 @@ def test_encode_and_decode_follow_the_definition(random_sae):
 
 def test_at_most_k_are_active_and_zero_never_counts(random_sae):
     sae = random_sae(k=10)
-    sae.b_enc -= 3  # few positive pre-activations
+    sae.weights["b_enc"] -= 3  # few positive pre-activations
     features = sae.encode(torch.randn(200, 6))
     counts = (features > 0).sum(1)
     assert counts.max() <= 10 and counts.min() < 10
@@ -72,15 +73,119 @@ def test_sparse_equals_dense_for_both_kinds_of_input(random_sae, kind, monkeypat
     assert dictionary.encode(x[:0]).shape == (0, dictionary.n_features)
 
 
-def test_folding_changes_neither_features_nor_reconstructions(random_sae):
-    plain = random_sae()
-    sae = TopKSAE(Site(1), 3, plain.weights, mean=torch.randn(6) * 5, scale=0.07)
-    x = torch.randn(100, 6) * 14 + sae.mean
+LINEAR = [name for name in ARCHITECTURES if name != MatchingPursuitSAE.architecture]
+MATRICES = {
+    "factor": lambda g: 0.07,
+    "factors": lambda g: torch.rand(6, generator=g) + 0.2,
+    "matrix": lambda g: torch.randn(6, 6, generator=g) + 2 * torch.eye(6),
+}
+
+
+def sae_of(architecture, seed=0, **options):
+    """Random weights for an architecture: 20 features of width 6."""
+    kind, generator = ARCHITECTURES[architecture], torch.Generator().manual_seed(seed)
+    shapes = {"W_enc": (6, 20), "W_dec": (20, 6), "b_dec": (6,)}
+    weights = {name: torch.randn(shapes.get(name, (20,)), generator=generator) for name in kind.tensors}
+    if "threshold" in weights:
+        weights["threshold"].abs_()
+    return kind(Site(1), weights, **({"k": 3} if architecture == "topk" else {}), **options)
+
+
+@pytest.mark.parametrize("architecture", LINEAR)
+@pytest.mark.parametrize("subtract", [True, False])
+def test_architectures_follow_their_definitions(architecture, subtract):
+    """One token and one feature at a time, in float64, from the printed equations."""
+    sae = sae_of(architecture, subtract_decoder_bias=subtract)
+    w = {name: weight.double().numpy() for name, weight in sae.weights.items()}
+    x = np.random.default_rng(0).standard_normal((40, 6)).astype(np.float32)
+    expected = np.zeros((40, 20))
+    for row, token in enumerate(x.astype(float)):
+        v = [sum((token[d] - subtract * w["b_dec"][d]) * w["W_enc"][d, f] for d in range(6)) for f in range(20)]
+        for f in range(20):
+            pre = v[f] + w.get("b_enc", w.get("b_gate"))[f]
+            if architecture == "gated":
+                expected[row, f] = max(0, v[f] * np.exp(w["r_mag"][f]) + w["b_mag"][f]) if pre > 0 else 0
+            elif architecture == "jumprelu":
+                expected[row, f] = pre if pre > max(0, w["threshold"][f]) else 0
+            else:
+                expected[row, f] = max(0, pre)
+        if architecture == "topk":
+            expected[row, np.argsort(-expected[row])[3:]] = 0
+    np.testing.assert_allclose(sae.encode(x), expected, atol=1e-5)
+    np.testing.assert_allclose(sae.encode_sparse(x).toarray(), expected, atol=1e-5)
+    np.testing.assert_allclose(sae.reconstruct(x), expected @ w["W_dec"] + w["b_dec"], atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", LINEAR)
+@pytest.mark.parametrize("subtract", [True, False])
+@pytest.mark.parametrize("matrix", MATRICES)
+def test_folding_changes_no_reconstruction_and_scales_features(architecture, subtract, matrix):
+    generator = torch.Generator().manual_seed(1)
+    norm = Normalisation(torch.randn(6, generator=generator) * 5, MATRICES[matrix](generator))
+    plain = sae_of(architecture, subtract_decoder_bias=subtract)
+    sae = plain.with_normalisation(norm)
+    x = norm.undo(torch.randn(100, 6, generator=generator))
     folded = sae.fold()
-    assert folded.scale == 1 and not folded.mean.any()
-    torch.testing.assert_close(folded.encode(x), sae.encode(x), rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(folded.decode(folded.encode(x)), sae.decode(sae.encode(x)), rtol=1e-4, atol=1e-3)
+    assert folded.normalisation.is_identity and folded.subtract_decoder_bias == subtract
+    torch.testing.assert_close(folded.encode(x), sae.encode(x) * norm.unit, rtol=1e-3, atol=1e-3 * norm.unit)
+    torch.testing.assert_close(folded.reconstruct(x), sae.reconstruct(x), rtol=1e-3, atol=2e-3 * norm.unit)
     assert folded.fingerprint == sae.fingerprint != plain.fingerprint
+    lengths = [d.directions.norm(dim=1).square().mean().sqrt() for d in (plain, folded)]
+    if matrix == "factor":
+        torch.testing.assert_close(*lengths)
+
+
+@pytest.mark.parametrize("architecture", LINEAR)
+def test_a_unit_decoder_is_the_same_map(architecture):
+    sae, x = sae_of(architecture), torch.randn(60, 6, generator=torch.Generator().manual_seed(2))
+    if architecture == "topk":
+        with pytest.raises(InvalidInput, match="compete by their size"):
+            sae.unit_decoder()
+        sae.weights["W_dec"] /= sae.weights["W_dec"].norm(dim=1, keepdim=True) / 3
+    unit = sae.unit_decoder()
+    torch.testing.assert_close(unit.directions.norm(dim=1), torch.ones(20))
+    torch.testing.assert_close(unit.encode(x), sae.encode(x) * sae.directions.norm(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(unit.reconstruct(x), sae.reconstruct(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", LINEAR)
+def test_the_input_bias_can_be_written_in_both_ways(architecture):
+    sae, x = sae_of(architecture, subtract_decoder_bias=False), torch.randn(60, 6)
+    same = sae.with_input_bias()
+    assert same.subtract_decoder_bias and sae.with_input_bias().with_input_bias().fingerprint == same.fingerprint
+    torch.testing.assert_close(same.encode(x), sae.encode(x), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(same.reconstruct(x), sae.reconstruct(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("per_token", ["centre", "layer_norm", "unit_norm"])
+def test_per_token_normalisation_is_undone_with_the_token(per_token):
+    x = np.random.default_rng(0).standard_normal((30, 6)).astype(np.float32) * 7 + 3
+    norm = Normalisation(per_token=per_token)
+    u = norm.apply(torch.from_numpy(x)).numpy()
+    if per_token == "unit_norm":
+        np.testing.assert_allclose(np.linalg.norm(u, axis=1), np.sqrt(6), rtol=1e-5)
+    else:
+        np.testing.assert_allclose(u.mean(1), 0, atol=1e-5)
+    if per_token == "layer_norm":
+        np.testing.assert_allclose(u.std(1, ddof=1), 1, rtol=1e-4)
+    np.testing.assert_allclose(norm.undo(torch.from_numpy(u), torch.from_numpy(x)), x, atol=1e-3)
+    sae = sae_of("topk").with_normalisation(norm)
+    assert sae.centre is None or per_token == "centre"
+    np.testing.assert_allclose(sae.encode(x), sae_of("topk").encode(u), atol=1e-4)
+    if norm.needs_input:
+        with pytest.raises(InvalidInput, match="decode needs the activations"):
+            sae.decode(sae.encode(x))
+    with pytest.raises(InvalidInput, match="30 rows of features and 7 of activations"):
+        sae.decode(sae.encode(x), x[:7])
+
+
+def test_normalisations_that_cannot_be_undone_are_refused():
+    with pytest.raises(InvalidInput, match="zero, infinite or NaN"):
+        Normalisation(matrix=torch.tensor([1.0, 0.0]))
+    with pytest.raises(InvalidInput, match="singular"):
+        Normalisation(matrix=torch.ones(3, 3))
+    with pytest.raises(InvalidInput, match="per_token 'batch'"):
+        Normalisation(per_token="batch")
 
 
 def test_raw_units_are_the_identity():
@@ -92,7 +197,7 @@ def test_raw_units_are_the_identity():
 def test_random_directions_reconstruct_something_and_match_a_dictionary(random_sae):
     sae = random_sae(d=6, n_features=40, k=4)
     control = RandomDirections.matching(sae, random_state=3)
-    x = torch.randn(300, 6) + sae.b_dec
+    x = torch.randn(300, 6) + sae.centre
     assert control.n_features == 40 and control.encode_sparse(x).getnnz(1).max() <= 4
     error = (control.decode(control.encode(x)) - x).square().sum() / (x - x.mean(0)).square().sum()
     assert error < 0.8
@@ -118,7 +223,7 @@ def test_k_and_weight_shapes_are_checked(random_sae):
         random_sae(k=21)
     weights = random_sae().weights | {"b_enc": torch.zeros(3)}
     with pytest.raises(InvalidInput, match="b_enc has shape"):
-        TopKSAE(Site(1), 3, weights)
+        TopKSAE(Site(1), weights, 3)
 
 
 def test_check_refuses_what_it_was_not_made_for(random_sae, tiny_lm):
@@ -134,19 +239,13 @@ def test_check_refuses_what_it_was_not_made_for(random_sae, tiny_lm):
         RawUnits(Site(3), 6).check(tiny_lm)
 
 
-def test_kernels_equal_dense_products():
+def test_sparse_decoding_equals_the_dense_product():
     generator = torch.Generator().manual_seed(0)
     values = torch.rand(40, 5, generator=generator)
     indices = torch.stack([torch.randperm(30, generator=generator)[:5] for _ in range(40)])
-    weight, x = torch.randn(30, 7, generator=generator), torch.randn(40, 7, generator=generator)
+    weight = torch.randn(30, 7, generator=generator)
     dense = torch.zeros(40, 30).scatter_(1, indices, values)
-    transposed = Transposed(indices, 30)
     torch.testing.assert_close(sparse_decode(values, indices, weight), dense @ weight)
-    torch.testing.assert_close(sampled_dot(x, weight, indices), (x @ weight.T).gather(1, indices))
-    for sparse in (True, False):
-        transposed.sparse = sparse
-        torch.testing.assert_close(transposed.dot(values, x), dense.T @ x)
-        torch.testing.assert_close(transposed.sum(values), dense.sum(0))
 
 
 def test_describe_is_plain_data(random_sae):
