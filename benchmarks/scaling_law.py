@@ -15,10 +15,13 @@ from neurollm.random import stream
 ALPHA, BETA = 0.4, 0.3
 
 
-def coverage(n_widths: int, n_seeds: int, floor: float, sd: float, tokens: tuple[float, ...], n: int) -> str:
+def coverage(
+    n_widths: int, n_seeds: int, floor: float, sd: float, tokens: tuple[float, ...], n: int, misfit: float = 0.0
+) -> str:
     """One line: how often the intervals of α, β and the mean loss held the truth.
 
-    The part that falls with the width is 0.3 at 256 features; seeds scatter by `sd` in log loss.
+    The part that falls with the width is 0.3 at 256 features; seeds scatter by `sd` in log loss, and all seeds of a
+    width together by `misfit`.
     """
     grid = 256.0 * 2 ** np.arange(n_widths)
     widths = np.tile(np.repeat(grid, n_seeds), len(tokens))
@@ -27,16 +30,20 @@ def coverage(n_widths: int, n_seeds: int, floor: float, sd: float, tokens: tuple
     truth = floor + 0.3 * (widths / 256) ** -ALPHA + by_tokens
     held, open_above = [], 0
     for index in range(n):
-        noise = stream(0, f"scaling law {n_widths} {n_seeds} {floor} {sd} {tokens}", index).standard_normal(len(truth))
-        law = fit_scaling_law(widths, truth * np.exp(sd * noise), trained)
+        rng = stream(0, f"scaling law {n_widths} {n_seeds} {floor} {sd} {misfit} {tokens}", index)
+        noise = sd * rng.standard_normal(len(truth))
+        noise += misfit * np.repeat(rng.standard_normal(n_widths * len(tokens)), n_seeds)
+        law = fit_scaling_law(widths, truth * np.exp(noise), trained)
         low, high = law.band(grid, tokens[0])
-        of_mean = ((low <= truth[: len(grid) * n_seeds : n_seeds]) & (truth[: len(grid) * n_seeds : n_seeds] <= high)).mean()
+        expected = truth[: n_widths * n_seeds : n_seeds]
+        of_mean = ((low <= expected) & (expected <= high)).mean()
         of_beta = np.nan if law.beta is None else law.beta_low <= BETA <= law.beta_high
         held.append((law.alpha_low <= ALPHA <= law.alpha_high, of_beta, of_mean))
         open_above += np.isinf(law.alpha_high)
     of_alpha, of_beta, of_mean = np.mean(held, axis=0)
     return (
-        f"{n_widths} widths, {n_seeds} seeds, {len(tokens)} token numbers, E {floor:.2f}, sd {sd:.3f}: "
+        f"{n_widths} widths, {n_seeds} seeds, {len(tokens)} token numbers, E {floor:.2f}, sd {sd:.3f}, "
+        f"misfit {misfit:.3f}: "
         f"α {of_alpha:.3f}, β {of_beta:.3f}, mean loss {of_mean:.3f}, open above {open_above / n:.3f}"
     )
 
@@ -48,6 +55,9 @@ if __name__ == "__main__":
             for floor in (0.0, 0.05, 0.2):
                 for sd in (0.003, 0.02):
                     print(coverage(n_widths, n_seeds, floor, sd, (1e6,), simulations), flush=True)
+    for n_widths in (4, 5, 6, 8):
+        for misfit in (0.001, 0.002, 0.005, 0.02):
+            print(coverage(n_widths, 2, 0.1, 0.001, (1e6,), simulations, misfit), flush=True)
     for floor in (0.0, 0.05, 0.2):
         print(coverage(5, 2, floor, 0.005, (1e6, 4e6), simulations), flush=True)
         print(coverage(5, 2, floor, 0.005, (1e6, 4e6, 16e6), simulations // 5), flush=True)

@@ -39,12 +39,13 @@ from neurollm.dictionaries.kernels import DenseCode, SparseCode
 from neurollm.dictionaries.training.selected import TopKLearner
 from neurollm.models import Site
 
+PLANTED = 20_261
 Weights = dict[str, torch.Tensor]
 
 
 def synthetic(n: int, d: int, n_planted: int, seed: int) -> torch.Tensor:
     """Rows with 20 of `n_planted` directions active, with a heavy-tailed choice, and noise."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(PLANTED)  # not a seed that any initial weights are drawn with
     directions = functional.normalize(torch.randn(n_planted, d, generator=generator), dim=1)
     generator.manual_seed(seed)
     chance = 1.0 / torch.arange(1, n_planted + 1).float() ** 0.7

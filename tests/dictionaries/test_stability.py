@@ -135,6 +135,12 @@ def test_encoders_must_agree_as_well():
     agreed = found.features[found.features["agrees"]]
     assert set(agreed["feature"]) == set(range(30, 80)) and found.pairs["agreement"].item() == pytest.approx(50 / 120)
     assert (found.features["encoder_cosine"] > 0.9).sum() == 50
+    encoder_a[:, 41] = encoder_a[:, 40] + 0.25 * unit(rng, 1, 24)[0]  # 40 and 41 are alike, and changed places in b
+    encoder_b[:, order[[40, 41]]] = encoder_a[:, [41, 40]]
+    swapped = seed_stability([sae(a, encoder_a), sae(b, encoder_b)], threshold=0.9, encoder=True).features
+    pair = swapped.set_index("feature").loc[[40, 41]]
+    assert (pair["partner"] == order[[40, 41]]).all() and (pair[["cosine", "encoder_cosine"]] > 0.9).all(axis=None)
+    assert not pair["agrees"].any() and swapped["agrees"].sum() == 48
     with pytest.raises(InvalidInput, match="no encoder directions"):
         seed_stability([RawUnits(Site(1), 24), RawUnits(Site(1), 24)], encoder=True)
 
