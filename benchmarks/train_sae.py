@@ -35,7 +35,7 @@ import torch
 from torch.nn import functional
 
 from neurollm.dictionaries import TopKSAE, TopKTraining, evaluate_dictionary
-from neurollm.dictionaries.kernels import DenseCode, SparseCode
+from neurollm.dictionaries.kernels import DenseCode, SparseCode, threads
 from neurollm.dictionaries.training.selected import TopKLearner
 from neurollm.models import Site
 
@@ -104,7 +104,8 @@ def neurollm(job: Job, dtype: str) -> Weights:
     """This package."""
     training = TopKTraining(**{**job.training.to_dict(), "precision": dtype})
     learner = TopKLearner(job.d, job.n_features, job.k, training)
-    job.each(lambda x, step: learner.step(x, step / job.steps))
+    with threads():
+        job.each(lambda x, step: learner.step(x, step / job.steps))
     return learner.weights()
 
 
@@ -160,7 +161,7 @@ def saelens(job: Job, dtype: str) -> Weights:
 
 def dictionary_learning(job: Job, dtype: str) -> Weights:
     """The trainer of dictionary_learning."""
-    if importlib.util.find_spec("nnsight") is None:  # its __init__ imports a tracing library that the trainer never uses
+    if importlib.util.find_spec("nnsight") is None:  # imported by its __init__, used by no trainer
         sys.modules["nnsight"] = types.SimpleNamespace(LanguageModel=None)
     from dictionary_learning.trainers.top_k import TopKTrainer
 
@@ -298,7 +299,8 @@ def main() -> None:
     sizes = f"d {job.d}, F {job.n_features}, k {job.k}, batch {job.batch}, {job.steps * job.batch:,} tokens"
     print(f"{sizes}, {torch.get_num_threads()} threads, {args.device}, torch {torch.__version__}")
     if args.crossover:
-        crossover(job)
+        with threads():
+            crossover(job)
         return
     speeds: dict[tuple[str, str], float] = {}
     print(f"{'':20s} {'dtype':9s} {'tokens/s':>9s} {'roofline':>9s} {'FVU':>8s} {'L0':>6s}")

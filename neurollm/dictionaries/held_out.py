@@ -73,7 +73,7 @@ def measure(dictionary: Dictionary, folder: str | os.PathLike, held_out: Activat
 
 
 def saved_metrics(dictionary: Dictionary, folder: str | os.PathLike) -> DictionaryMetrics | None:
-    """What `measure` has saved; None if there is nothing.
+    """What `measure` has saved; None if there is nothing, or not every figure.
 
     Raises
     ------
@@ -97,9 +97,8 @@ def saved_metrics(dictionary: Dictionary, folder: str | os.PathLike) -> Dictiona
         )
     fields = [field.name for field in dataclasses.fields(DictionaryMetrics) if field.name not in ("density", "cosines")]
     figures = {name: dictionary.metrics[name] for name in fields if name in dictionary.metrics}
-    missing = [name for name in fields if name not in figures and name in _REQUIRED]
-    if missing:
-        raise DataMismatch(f"{folder}: the metrics lack {missing[0]!r}; delete {file.name} and measure again")
+    if any(name not in figures for name in _REQUIRED):  # measured by an edition that knew fewer figures
+        return None
     figures = {name: float("nan") if value is None else value for name, value in figures.items()}
     return DictionaryMetrics(**figures, density=density, cosines=decoder_cosines(dictionary))
 

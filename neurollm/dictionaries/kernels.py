@@ -10,15 +10,24 @@ values at these places are a vector beside it. With W (F, d), x and g (n, d):
 `DenseCode` has the same members for a matrix with all its places; it wins from a density of
 `CROSSOVER` on (benchmarks/train_sae.py measures it).
 
-Selecting (`largest`, `above`) runs in blocks of rows that stay in a core's cache, one block a
-thread: product, comparison and selection touch memory once. The k largest of F are found among
-the members of the k groups with the largest maxima, which contain them.
+Selecting (`largest`, `above`) runs in blocks of rows that stay in a core's cache: product,
+comparison and selection touch memory once. The k largest of F are found among the members of
+the k groups with the largest maxima, which contain them.
+
+Inside `threads`, work on a CPU is divided among threads of our own that each compute with one
+thread: torch's threads meet at the end of every operation, and where another program takes one
+of the cores for a while the others wait for it, thousands of times a second. How the work is
+divided changes no result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -29,6 +38,47 @@ CROSSOVER = 0.06  # share of places from which on dense products are faster on a
 BLOCK_VALUES = 2**19  # pre-activations of a block: 2 MB
 GROUPS = 16  # members of a group; F below 64 k is not worth grouping
 DEVICE_VALUES = 2**26  # pre-activations held at a time on other devices
+
+SMALLEST_PART = 256  # rows of a product that are worth a thread
+_own = threading.local()
+
+
+@contextmanager
+def threads() -> Iterator[None]:
+    """Divide the work of this module among as many threads as torch had; meanwhile torch itself uses one."""
+    number = torch.get_num_threads()
+    if number == 1 or getattr(_own, "pool", None) is not None:
+        yield
+        return
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            _own.pool, _own.number = pool, number
+            yield
+    finally:
+        _own.pool = None
+        torch.set_num_threads(number)
+
+
+def each(function: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
+    """``[function(part) for part in parts]``, in the threads of `threads`."""
+    pool = getattr(_own, "pool", None)
+    return list((pool.map if pool is not None else map)(function, parts))
+
+
+def bounds(n: int, smallest: int = SMALLEST_PART) -> list[int]:
+    """Where the parts of n rows begin and end, one part a thread."""
+    number = _own.number if getattr(_own, "pool", None) is not None else 1
+    parts = max(1, min(number, n // smallest))
+    return [n * part // parts for part in range(parts + 1)]
+
+
+def product(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """a · b, by rows of a."""
+    edges = bounds(len(a))
+    if len(edges) == 2:
+        return a @ b
+    return torch.cat(each(lambda i: a[edges[i] : edges[i + 1]] @ b, range(len(edges) - 1)))
 
 
 class SparseCode:
@@ -70,24 +120,49 @@ class SparseCode:
 
     def decode(self, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """a · W, shape (n, d)."""
-        return functional.embedding_bag(
-            self.columns, weight, self.offsets, per_sample_weights=values, mode="sum", include_last_offset=True
-        )
+        return torch.cat(each(lambda part: _bags(*part, weight), self._by_rows(values)))
 
     def dots(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Products of each row of `x` with the rows of `weight` at its places, shape (m,)."""
-        with torch.enable_grad():
-            probe = torch.zeros(len(self.columns), dtype=x.dtype, device=x.device, requires_grad=True)
-            return torch.autograd.grad(self.decode(probe, weight.detach()), probe, x)[0]
+        weight = weight.detach()
+
+        def part(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], upstream: torch.Tensor) -> torch.Tensor:
+            with torch.enable_grad():  # the derivative of a sum of rows with respect to the weights of the rows
+                probe = torch.zeros(len(rows[0]), dtype=x.dtype, device=x.device, requires_grad=True)
+                return torch.autograd.grad(_bags(rows[0], rows[1], probe, weight), probe, upstream)[0]
+
+        edges = bounds(self.n_rows)
+        pieces = zip(self._by_rows(None), map(slice, edges, edges[1:]), strict=True)
+        return torch.cat(each(lambda piece: part(piece[0], x[piece[1]]), pieces))
 
     def gram(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """aᵀ · x, shape (F, d). Not by atomic additions: the same bits every time."""
         if self.columns.device.type != "cpu":
             return self.dense(values).T @ x
         offsets, rows, order = self._by_column()
-        return functional.embedding_bag(
-            rows, x, offsets, per_sample_weights=values[order], mode="sum", include_last_offset=True
-        )
+        ordered = values[order]
+        # Parts with about as many places, not as many columns: few columns may hold most of them.
+        shares = [len(rows) * part // max(1, len(bounds(self.n_rows)) - 1) for part in range(len(bounds(self.n_rows)))]
+        edges = [0, *(int(torch.searchsorted(offsets, share)) for share in shares[1:-1]), self.n_columns]
+
+        def part(i: int) -> torch.Tensor:
+            first, last = int(offsets[edges[i]]), int(offsets[edges[i + 1]])
+            inside = offsets[edges[i] : edges[i + 1] + 1] - first
+            return _bags(rows[first:last], inside, ordered[first:last], x)
+
+        return torch.cat(each(part, range(len(edges) - 1)))
+
+    def _by_rows(self, values: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Columns, offsets and values of consecutive rows, one part a thread."""
+        edges = bounds(self.n_rows)
+        if len(edges) == 2:
+            return [(self.columns, self.offsets, values)]
+        parts = []
+        for start, stop in itertools.pairwise(edges):
+            first, last = int(self.offsets[start]), int(self.offsets[stop])
+            inside = None if values is None else values[first:last]
+            parts.append((self.columns[first:last], self.offsets[start : stop + 1] - first, inside))
+        return parts
 
     def column_sums(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of each column, shape (F,)."""
@@ -117,6 +192,13 @@ class SparseCode:
         return self._transposed
 
 
+def _bags(indices: torch.Tensor, offsets: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted sums of the rows of `weight`."""
+    return functional.embedding_bag(
+        indices, weight, offsets, per_sample_weights=values, mode="sum", include_last_offset=True
+    )
+
+
 class DenseCode:
     """All places of an (n, F) matrix; the values beside it are the matrix itself."""
 
@@ -129,15 +211,15 @@ class DenseCode:
 
     def decode(self, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """a · W, shape (n, d)."""
-        return values @ weight
+        return product(values, weight)
 
     def dots(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """x · Wᵀ, shape (n, F)."""
-        return x @ weight.T
+        return product(x, weight.T)
 
     def gram(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """aᵀ · x, shape (F, d)."""
-        return values.T @ x
+        return product(values.T, x)
 
     def column_sums(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of each column, shape (F,)."""
@@ -168,13 +250,17 @@ class Encoder:
 
     def __call__(self, z: torch.Tensor) -> torch.Tensor:
         """The whole product, float32 (n, F)."""
+        edges = bounds(len(z))
+        return torch.cat(each(lambda i: self._product(z[edges[i] : edges[i + 1]]), range(len(edges) - 1)))
+
+    def _product(self, z: torch.Tensor) -> torch.Tensor:
         return functional.linear(z.to(self.weight.dtype), self.weight, self.bias).float()
 
     def largest(self, z: torch.Tensor, k: int) -> SparseCode:
         """The places of the k largest entries of every row, in no particular order."""
         if z.device.type != "cpu":
             size = max(1, DEVICE_VALUES // len(self.weight))
-            columns = torch.cat([self(piece).topk(k, dim=1, sorted=False).indices for piece in z.split(size)])
+            columns = torch.cat([self._product(piece).topk(k, dim=1, sorted=False).indices for piece in z.split(size)])
         else:
             parts = self._in_blocks(z, lambda pre: largest_columns(pre, k))
             columns = torch.from_numpy(np.concatenate(parts))
@@ -184,7 +270,7 @@ class Encoder:
         """The places of all entries above a threshold, one for all columns or one for each (F,)."""
         if z.device.type != "cpu":
             size = max(1, DEVICE_VALUES // len(self.weight))
-            masks = [self(piece) > threshold for piece in z.split(size)]
+            masks = [self._product(piece) > threshold for piece in z.split(size)]
             columns = torch.cat([mask.nonzero()[:, 1] for mask in masks])
             counts = torch.cat([mask.sum(1) for mask in masks])
         else:
@@ -197,16 +283,7 @@ class Encoder:
 
     def _in_blocks(self, z: torch.Tensor, function: Callable[[np.ndarray], object]) -> list:
         size = max(16, BLOCK_VALUES // len(self.weight))
-        blocks = z.split(size)
-        threads = torch.get_num_threads()
-        if threads == 1 or len(blocks) == 1:
-            return [function(self(block).numpy()) for block in blocks]
-        try:
-            torch.set_num_threads(1)  # each thread computes one block alone
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-                return list(pool.map(lambda block: function(self(block).numpy()), blocks))
-        finally:
-            torch.set_num_threads(threads)
+        return each(lambda block: function(self._product(block).numpy()), z.split(size))
 
 
 def largest_columns(pre: np.ndarray, k: int) -> np.ndarray:

@@ -11,7 +11,8 @@ over the whole data set in float64:
 * Gini coefficient of the densities w of all F features, dead ones included, in ascending
   order: 2 Σ i wᵢ / (F Σ w) − (F + 1) / F; 0 = all fire equally often, near 1 = few do all;
 * cosine = mean cos(x, x̂); L2 ratio = E‖x̂‖ / E‖x‖; relative reconstruction bias
-  E‖x̂‖² / E[x · x̂] (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014);
+  E‖x̂‖² / E[x · x̂] (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014); shrinkage is the same of
+  x − m and x̂ − m, m the mean of x, which a large mean does not hide;
 * decoder cosines, see `neurollm.dictionaries.cosines`.
 
 With a model and documents, see `neurollm.dictionaries.splice`, also cross-entropy with
@@ -71,6 +72,9 @@ class DictionaryMetrics:
     gini : float
         Of the densities of all features.
     cosine, l2_ratio, relative_reconstruction_bias : float
+    shrinkage : float
+        Relative reconstruction bias around the mean of the activations: 1 when a reconstruction is as long along
+        the activation as it should be, below 1 when a penalty has shortened it.
     decoder_cosine : float or None
         Mean over features of the largest cosine with another.
     n_tokens : int
@@ -110,6 +114,7 @@ class DictionaryMetrics:
     cosine: float
     l2_ratio: float
     relative_reconstruction_bias: float
+    shrinkage: float
     decoder_cosine: float | None
     n_tokens: int
     density: np.ndarray = dataclasses.field(repr=False, compare=False)
@@ -238,6 +243,7 @@ class _Sums:
         self.dictionary = dictionary
         self.n = 0
         self.total = np.zeros(dictionary.d_in)
+        self.total_decoded = np.zeros(dictionary.d_in)
         self.fires = np.zeros(dictionary.n_features, dtype=np.int64)
         self.alive = np.zeros(dictionary.n_features, dtype=bool)
         # ‖x‖², ‖x̂‖², x·x̂, ‖x − x̂‖², ‖x‖, ‖x̂‖, cos
@@ -254,6 +260,7 @@ class _Sums:
         errors = np.square(x - y).sum(1)
         self.scalars += [column.sum() for column in (xx, yy, xy, errors, x_norm, y_norm, cosine)]
         self.total += x.sum(0)
+        self.total_decoded += y.sum(0)
         self.fires += np.bincount(features.indices, minlength=self.dictionary.n_features)
         self.alive[features.indices[features.data > 0]] = True
         self.n += len(x)
@@ -265,6 +272,8 @@ class _Sums:
             raise InvalidInput("evaluate_dictionary: there are no activations")
         xx, yy, xy, error, x_norm, y_norm, cosine = self.scalars
         fvu = _ratio(error, max(xx - np.square(self.total).sum() / self.n, 0.0))
+        centre = self.total / self.n
+        shared = centre @ self.total_decoded
         density = self.fires / self.n
         fired = self.fires > 0
         cosines = decoder_cosines(self.dictionary)
@@ -281,6 +290,7 @@ class _Sums:
             cosine=float(cosine / self.n),
             l2_ratio=_ratio(y_norm, x_norm),
             relative_reconstruction_bias=_ratio(yy, xy),
+            shrinkage=_ratio(yy - 2 * shared + self.total @ centre, xy - shared),
             decoder_cosine=None if cosines is None else cosines.mean_largest,
             n_tokens=self.n,
             density=density,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from neurollm.dictionaries.kernels import DenseCode, Encoder, SparseCode, largest_columns
+from neurollm.dictionaries.kernels import DenseCode, Encoder, SparseCode, largest_columns, product, threads
 from neurollm.dictionaries.training import LEARNERS
 
 D, F, K, N = 10, 48, 4, 32
@@ -166,7 +166,7 @@ def test_gradients_are_those_of_the_printed_loss(name, loss, options, sparse, de
     x = batch()
     found = learner.gradients(x)
     p = leaves(learner)
-    value, error, pre, acts = loss(p, x.double(), learner.training)
+    value, error, _, acts = loss(p, x.double(), learner.training)
     if dead:
         b_dec = p["b_dec"].detach()
         bias = p[learner.bias]
@@ -259,20 +259,50 @@ def test_the_largest_columns_are_found(n_columns, k):
     assert np.array_equal(found, np.sort(np.argsort(-pre, axis=1)[:, :k], axis=1))
 
 
-def test_blocks_in_threads_give_what_one_product_gives():
+def with_threads(number, function):
+    """What a function gives when the kernels have so many threads of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        with threads():
+            assert torch.get_num_threads() == 1
+            found = function()
+        assert torch.get_num_threads() == number
+        return found
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_change_no_bit_of_what_is_found():
     generator = torch.Generator().manual_seed(0)
-    z, weight = torch.randn(700, 16, generator=generator), torch.randn(2048, 16, generator=generator)
-    encoder = Encoder(weight, torch.zeros(2048), low=False)
-    pre = encoder(z)
-    threads = torch.get_num_threads()
-    for number in (1, 2, 5):
-        torch.set_num_threads(number)
-        try:
-            top, above = encoder.largest(z, 8), encoder.above(z, 7.0)
-            assert torch.get_num_threads() == number
-        finally:
-            torch.set_num_threads(threads)
-        expected = pre.topk(8, dim=1).indices.sort(1).values
-        assert torch.equal(top.columns.reshape(700, 8).sort(1).values, expected)
-        assert torch.equal(above.columns, (pre > 7.0).nonzero()[:, 1])
-        assert torch.equal(above.offsets.diff(), (pre > 7.0).sum(1))
+    z, weight = torch.randn(1_500, 16, generator=generator), torch.randn(2048, 16, generator=generator)
+    pre, values = z @ weight.T, torch.rand(300_000, generator=generator)
+
+    def everything():
+        encoder = Encoder(weight, torch.zeros(2048), low=False)
+        found = []
+        for code in (encoder.largest(z, 8), encoder.above(z, 7.0), encoder.above(z, 1e9)):  # the last has no place
+            mine = values[: len(code.columns)]
+            found += [code.columns, code.offsets, code.decode(mine, weight), code.dots(z, weight), code.gram(mine, z)]
+        return [*found, encoder(z), product(z, weight.T)]
+
+    alone = with_threads(1, everything)
+    top, top_offsets, decoded, dots, gram, above, above_offsets, *_, full, multiplied = alone
+    assert [len(part) for part in alone[10:15]] == [0, 1_501, 1_500, 0, 2048]
+    assert torch.equal(top.reshape(1_500, 8).sort(1).values, pre.topk(8, dim=1).indices.sort(1).values)
+    assert torch.equal(above, (pre > 7.0).nonzero()[:, 1])
+    assert torch.equal(above_offsets.diff(), (pre > 7.0).sum(1))
+    matrix = SparseCode(top, top_offsets, 2048).dense(values[: len(top)])
+    places = (torch.arange(1_500).repeat_interleave(8), top)
+    for found, expected in (
+        (decoded, matrix @ weight),
+        (dots, pre[places]),
+        (gram, matrix.T @ z),
+        (full, pre),
+        (multiplied, pre),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    for number in (2, 5):
+        several = with_threads(number, everything)
+        assert all(torch.equal(a, b) for a, b in zip(alone[:-2], several[:-2], strict=True)), number
+        torch.testing.assert_close(several[-2:], alone[-2:])

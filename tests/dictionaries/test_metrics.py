@@ -65,6 +65,7 @@ def test_reconstruction_metrics_by_definition(random_sae, acts, batch_size):
         "cosine": cos.mean(),
         "l2_ratio": np.linalg.norm(y, axis=1).mean() / np.linalg.norm(x, axis=1).mean(),
         "relative_reconstruction_bias": (y**2).sum() / (x * y).sum(),
+        "shrinkage": ((y - x.mean(0)) ** 2).sum() / ((x - x.mean(0)) * (y - x.mean(0))).sum(),
         "decoder_cosine": (unit @ unit.T - 2 * np.eye(40)).max(1).mean(),
     }
     for name, value in expected.items():

@@ -108,7 +108,7 @@ def test_resampling_revives_dead_features_with_badly_explained_directions():
     target = torch.nn.functional.normalize(torch.ones(1, 16), dim=1)
     assert float((rows @ target.T).min()) > 0.9 * float(rows.norm(dim=1).max())
     assert float(found.parameters["b_enc"][5:9].abs().max()) == 0
-    assert float(found.optimizer.state[found.parameters["W_dec"]]["exp_avg"][5:9].abs().max()) == 0
+    assert float(found.optimizers["W_dec"].state[found.parameters["W_dec"]]["exp_avg"][5:9].abs().max()) == 0
     others = found.parameters["W_enc"].norm(dim=1)
     assert float(others[5:9].mean()) == pytest.approx(0.2 * float(others[9:].mean()), rel=0.05)
     found.step(x, 0.12)
@@ -226,7 +226,7 @@ def test_schedules_have_their_horizon_in_tokens(planted_store):
         class Recording(LEARNERS["relu"]):
             def step(self, x, progress, used=used):
                 super().step(x, progress)
-                used.append((progress, self.optimizer.param_groups[0]["lr"], float(self.sparsity(progress))))
+                used.append((progress, self.optimizers["W_enc"].param_groups[0]["lr"], float(self.sparsity(progress))))
 
         options = ReLUTraining(batch_size=size, learning_rate=1e-3, sparsity=2.0, sparsity_warmup=0.25, warmup=0.1)
         with pytest.MonkeyPatch.context() as patch:
@@ -348,7 +348,7 @@ def test_training_goes_on_from_a_dictionary(name, planted_store, tmp_path):
     more = train_dictionary(planted_store, name, 64, 3, 60_000, init_from=first, training=options, verbose=0)
     assert evaluate_dictionary(more, x).ev > evaluate_dictionary(first, x).ev - 0.01
     assert more.provenance["run"]["init_from"] == first.fingerprint
-    with pytest.raises(DataMismatch, match="has 64 features of width 32 .* this training has 65 features"):
+    with pytest.raises(DataMismatch, match=r"has 64 features of width 32 .* this training has 65 features"):
         train_dictionary(planted_store, name, 65, 3, 512, init_from=first, verbose=0)
 
 

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 
 from neurollm.dictionaries.controls import unit_rows
-from neurollm.dictionaries.kernels import Code, Encoder
+from neurollm.dictionaries.kernels import Code, Encoder, each, product
 from neurollm.dictionaries.sae import SAE
 from neurollm.dictionaries.training.distributed import Group
 from neurollm.dictionaries.training.options import Training
@@ -69,9 +69,12 @@ class Learner(ABC):
         self.random_state, self.group = random_state, group or Group()
         self.device = torch.device(training.device)
         self.parameters = {name: tensor.to(self.device) for name, tensor in self._initial().items()}
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=0.0, fused=True, **ADAM)
-        for weight in self.parameters.values():  # created here so that a checkpoint can be loaded into them
-            self.optimizer.state[weight] = {
+        # One for each weight, so that they can run side by side.
+        self.optimizers = {
+            name: torch.optim.Adam([weight], lr=0.0, fused=True, **ADAM) for name, weight in self.parameters.items()
+        }
+        for name, weight in self.parameters.items():  # created here so that a checkpoint can be loaded into them
+            self.optimizers[name].state[weight] = {
                 "step": torch.zeros((), device=self.device),
                 "exp_avg": torch.zeros_like(weight),
                 "exp_avg_sq": torch.zeros_like(weight),
@@ -142,15 +145,18 @@ class Learner(ABC):
         if self.training.decoder_norm == "unit":
             gradient = gradients["W_dec"]
             gradient -= (gradient * decoder).sum(1, keepdim=True) * decoder
-        for name, gradient in gradients.items():
-            self.parameters[name].grad = gradient
-        self.optimizer.param_groups[0]["lr"] = self.training.rate(progress)
-        self.optimizer.step()
+        rate = self.training.rate(progress)
+        each(lambda name: self._update(name, gradients[name], rate), gradients)
         if self.training.nonnegative:
             decoder.clamp_(min=0)
         if self.training.decoder_norm == "unit":
             decoder /= decoder.norm(dim=1, keepdim=True).clamp_min_(1e-12)
         self._after_step(x, progress)
+
+    def _update(self, name: str, gradient: torch.Tensor, rate: float) -> None:
+        self.parameters[name].grad = gradient
+        self.optimizers[name].param_groups[0]["lr"] = rate
+        self.optimizers[name].step()
 
     def _after_step(self, x: torch.Tensor, progress: float) -> None:
         self.silent += self.sums[3].long()
@@ -223,8 +229,8 @@ class Learner(ABC):
 
     def _product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         if self.training.precision == "bfloat16":
-            return (a.bfloat16() @ b.bfloat16()).float()
-        return a @ b
+            return product(a.bfloat16(), b.bfloat16()).float()
+        return product(a, b)
 
     # --- resampling ---
 
@@ -257,10 +263,10 @@ class Learner(ABC):
         self.parameters["W_dec"][dead] = directions
         self.parameters["W_enc"][dead] = directions * norm * RESAMPLED_NORM
         self.parameters[self.bias][dead] = 0
-        for weight in self.parameters.values():
-            if len(weight) == self.n_features and weight is not self.parameters["b_dec"]:
+        for name, weight in self.parameters.items():
+            if name != "b_dec":
                 for moment in ("exp_avg", "exp_avg_sq"):
-                    self.optimizer.state[weight][moment][dead] = 0
+                    self.optimizers[name].state[weight][moment][dead] = 0
         self.silent[dead] = 0
         self.is_dead[dead] = False
         self.refresh()
@@ -298,7 +304,7 @@ class Learner(ABC):
         """Every tensor that the next step depends on, by name."""
         for name, weight in self.parameters.items():
             yield name, weight
-            for key, moment in self.optimizer.state[weight].items():
+            for key, moment in self.optimizers[name].state[weight].items():
                 yield f"{name}.{key}", moment
         yield from (("silent", self.silent), ("is_dead", self.is_dead), ("window", self.window))
         yield from self.carried.items()

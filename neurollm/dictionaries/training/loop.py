@@ -20,6 +20,7 @@ from neurollm.dictionaries.base import Dictionary
 from neurollm.dictionaries.formats import load_dictionary
 from neurollm.dictionaries.formats.native import SIDE_FILE
 from neurollm.dictionaries.formats.saelens import CONFIG_FILE
+from neurollm.dictionaries.kernels import threads
 from neurollm.dictionaries.sae import SAE
 from neurollm.dictionaries.training import start
 from neurollm.dictionaries.training.checkpoints import POINTER, Checkpoint, refuse_other_run
@@ -345,7 +346,7 @@ class _Pass:
         position = min((run.at["tokens"] for run in runs if run.at["tokens"] < run.plan.n_tokens), default=total)
         what = "train dictionary" if len(runs) == 1 else f"train {len(runs)} dictionaries"
         shown = verbose if self.group.rank == 0 else 0
-        with Progress(what, total, "tokens", shown) as progress:
+        with threads(), Progress(what, total, "tokens", shown) as progress:
             progress.skip(position)
             for batch in self._batches(position, total):
                 notes = []

@@ -14,6 +14,7 @@ so a feature between mⱼ₋₁ and mⱼ learns from Σ_{l ≥ j} r⁽ˡ⁾.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ class MatryoshkaLearner(BatchTopKLearner):
     def edges(self) -> list[int]:
         """Where the nested dictionaries end."""
         edges = [round(share * self.n_features) for share in self.training.widths]
-        if edges[0] < 1 or any(a >= b for a, b in zip(edges, edges[1:], strict=False)):
+        if edges[0] < 1 or any(a >= b for a, b in itertools.pairwise(edges)):
             raise InvalidInput(
                 f"training: widths {list(self.training.widths)} of {self.n_features} features give dictionaries of "
                 f"{edges} features; they must grow"
