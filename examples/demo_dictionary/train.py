@@ -1,6 +1,8 @@
 """Make the demo dictionary: text → activations → TopK SAE → quality on held-out books → card.
 
-Every step resumes where it was interrupted: make the same call again.
+With several ``--seeds`` all are trained in one pass, and saved in bfloat16 into a folder each: the small
+dictionaries ``demo_seed0``, ``demo_seed1``, ``demo_seed2`` are made so. Every step resumes where it was
+interrupted: make the same call again.
 """
 
 from __future__ import annotations
@@ -11,8 +13,16 @@ import re
 from pathlib import Path
 
 import neurollm
+import neurollm.dictionaries
 from neurollm import Corpus, Site
-from neurollm.dictionaries import TopKTraining, evaluate_dictionary, train_dictionary
+from neurollm.dictionaries import (
+    Plan,
+    TopKTraining,
+    evaluate_dictionary,
+    load_dictionary,
+    seed_stability,
+    train_dictionaries,
+)
 from neurollm.files import write_text
 from neurollm.models import tokenize
 from neurollm.random import stream
@@ -27,7 +37,7 @@ CARD = """# Demo dictionary
 A TopK sparse autoencoder of the residual stream after block {layer} of the demo model
 ({n_features:,} features, k = {k}, d = {d_in}), trained on {n_tokens:,} tokens of public-domain
 books, {data}. SAELens inference layout; `neurollm.json` holds provenance and metrics.
-Load it with `neurollm.load_dictionary("demo")`.
+Load it with `neurollm.load_dictionary("{name}")`.
 
 Quality on {measured:,} tokens of books it was not trained on ({held_out}):
 
@@ -37,7 +47,7 @@ Quality on {measured:,} tokens of books it was not trained on ({held_out}):
 | L0 | {l0:.1f} |
 | features never active on these tokens | {dead:.2%} |
 | features active on more than 10 % of tokens | {dense:.2%} |
-| cosine, L2 ratio | {cosine:.4f}, {l2_ratio:.4f} |
+| cosine, L2 ratio, shrinkage | {cosine:.4f}, {l2_ratio:.4f}, {shrinkage:.4f} |
 | mean largest decoder cosine | {decoder_cosine:.3f} |
 | cross-entropy, clean / spliced (nats per token, {n_predicted:,} tokens) | {ce:.4f} / {ce_sae:.4f} |
 | cross-entropy, mean / zero ablation | {ce_mean:.4f} / {ce_zero:.4f} |
@@ -105,7 +115,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--learning-rate", type=float, default=None)
     parser.add_argument("--batch-size", type=int, default=1024)
     parser.add_argument("--held-out", nargs="*", default=[], help="titles of the held-out books; default: 3 at random")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     return parser.parse_args()
 
 
@@ -114,7 +124,7 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = arguments()
     lm = neurollm.load_model(args.model)
-    train, held_out = split_held_out(read_documents(args.text), args.held_out, args.seed)
+    train, held_out = split_held_out(read_documents(args.text), args.held_out, args.seeds[0])
     site = Site(args.layer)
     corpora = {
         "train": Corpus(shorten(lm, train, args.store_tokens or args.tokens), "books"),
@@ -122,32 +132,51 @@ def main() -> None:
     }
     stores = {name: neurollm.harvest(lm, corpus, site, args.work / name) for name, corpus in corpora.items()}
     training = TopKTraining(learning_rate=args.learning_rate, batch_size=args.batch_size)
-    dictionary = train_dictionary(
-        stores["train"],
-        n_features=args.features,
-        k=args.k,
-        n_tokens=args.tokens,
-        random_state=args.seed,
-        out=args.work / "dictionary",
-        training=training,
-    )
-    metrics = evaluate_dictionary(dictionary, stores["held_out"], lm, passages(held_out, CE_TOKENS), verbose=1)
-    dictionary.metrics = {**metrics.to_dict(), "data": f"held-out books: {', '.join(name for name, _ in held_out)}"}
-    dictionary.save(args.out)
-    card = CARD.format(
-        **{
-            **dictionary.metrics,
-            "layer": args.layer,
-            "k": args.k,
-            "d_in": dictionary.d_in,
-            "n_features": args.features,
-            "n_tokens": args.tokens,
-            "measured": metrics.n_tokens,
-            "data": dictionary.provenance["data"],
-            "held_out": "; ".join(name for name, _ in held_out),
-        }
-    )
-    write_text(args.out / "README.md", card)
+    plans = [
+        Plan(
+            n_features=args.features,
+            k=args.k,
+            n_tokens=args.tokens,
+            random_state=seed,
+            out=args.work / f"dictionary-{seed}",
+            training=training,
+        )
+        for seed in args.seeds
+    ]
+    several = len(plans) > 1
+    finished = []
+    for seed, dictionary in zip(args.seeds, train_dictionaries(stores["train"], plans), strict=True):
+        out = args.out / f"seed{seed}" if several else args.out
+        if several:
+            dictionary.dtype = "bfloat16"
+            dictionary.save(out)
+            dictionary = load_dictionary(out)  # what is measured is what was rounded
+        metrics = evaluate_dictionary(dictionary, stores["held_out"], lm, passages(held_out, CE_TOKENS), verbose=1)
+        dictionary.metrics = {**metrics.to_dict(), "data": f"held-out books: {', '.join(name for name, _ in held_out)}"}
+        dictionary.save(out)
+        write_card(out, f"demo_seed{seed}" if several else "demo", dictionary, [name for name, _ in held_out])
+        finished.append(dictionary)
+    if several:
+        logging.info("%s", seed_stability(finished).to_frame().to_string())
+
+
+def write_card(folder: Path, name: str, dictionary: neurollm.dictionaries.SAE, held_out: list[str]) -> None:
+    """What a reader should know of the dictionary in a folder."""
+    run = dictionary.provenance["run"]
+    facts = {
+        **dictionary.metrics,
+        "name": name,
+        "layer": dictionary.site.layer,
+        "k": run["k"],
+        "d_in": dictionary.d_in,
+        "n_features": dictionary.n_features,
+        "n_tokens": run["n_tokens"],
+        "measured": dictionary.metrics["n_tokens"],
+        "data": dictionary.provenance["data"],
+        "held_out": "; ".join(held_out),
+    }
+    card = CARD.format(**facts)
+    write_text(folder / "README.md", card)
     logging.info("%s", card)
 
 

@@ -21,6 +21,14 @@ def demo_dictionary_path() -> Path:
     return _HERE / "demo_dictionary"
 
 
+DEMO_SEEDS = ("demo_seed0", "demo_seed1", "demo_seed2")
+
+
+def demo_seed_path(name: str) -> Path:
+    """Folder of one of the three small SAEs of `DEMO_SEEDS`: same data, site and sizes, other initial weights."""
+    return _HERE / "demo_seeds" / name.removeprefix("demo_")
+
+
 def demo_corpus_path() -> Path:
     """Text sampled from the embedded model itself: one ``{"name", "text"}`` object per line."""
     return _HERE / "demo_corpus" / "resting_state.jsonl"
@@ -54,7 +62,7 @@ def minilm_path() -> Path:
 
 
 def example_project_path() -> Path:
-    """Folder with the example ``stimuli/``, ``designs/`` and ``pipelines/``.
+    """Folder with the example ``stimuli/``, ``designs/``, ``pipelines/`` and ``dictionaries/``.
 
     In a source tree these are its own top-level folders; an installed package carries a copy.
     """

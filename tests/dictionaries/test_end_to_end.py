@@ -3,7 +3,16 @@
 import pytest
 
 from neurollm.activations import Corpus, harvest
-from neurollm.dictionaries import TopKTraining, evaluate_dictionary, load_dictionary, train_dictionary
+from neurollm.datasets import demo_corpus_path
+from neurollm.dictionaries import (
+    Plan,
+    TopKTraining,
+    evaluate_dictionary,
+    load_dictionary,
+    train_dictionaries,
+    train_dictionary,
+)
+from neurollm.dictionaries.training import LEARNERS
 from neurollm.errors import DataMismatch
 from neurollm.models import Site, load_model
 
@@ -28,3 +37,19 @@ def test_text_to_dictionary(tmp_path, demo_lm):
     assert load_dictionary(tmp_path / "sae").fingerprint == dictionary.fingerprint
     with pytest.raises(DataMismatch, match="this is model 'demo'"):
         dictionary.check(load_model("demo", device="cpu", dtype="float32", random_init=1))
+
+
+def test_topk_beats_l1_at_equal_l0_on_the_demo_model(tmp_path, demo_lm):
+    """Held-out FVU, both steered to eight active features; and the L1 penalty shortens reconstructions."""
+    documents = Corpus.read(demo_corpus_path()).documents[:72]
+    site = Site(3)
+    train = harvest(demo_lm, Corpus(documents[:60], "train"), site, tmp_path / "train", verbose=0)
+    held_out = harvest(demo_lm, Corpus(documents[60:], "held out"), site, tmp_path / "held_out", verbose=0)
+    plans = [
+        Plan(architecture=name, n_features=256, k=8, n_tokens=160_000, training=LEARNERS[name].options(batch_size=128))
+        for name in ("topk", "relu")
+    ]
+    topk, relu = (evaluate_dictionary(d, held_out) for d in train_dictionaries(train, plans, verbose=0))
+    assert topk.l0 == pytest.approx(8, abs=0.1) and relu.l0 == pytest.approx(8, rel=0.1)
+    assert topk.fvu < 0.9 * relu.fvu
+    assert topk.shrinkage == pytest.approx(1, abs=0.03) and relu.shrinkage < 0.95

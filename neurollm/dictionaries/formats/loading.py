@@ -57,7 +57,7 @@ def load_dictionary(
     Parameters
     ----------
     path : str or path
-        ``"demo"`` (embedded), a folder, or a file in it.
+        ``"demo"`` or ``"demo_seed0"`` to ``"demo_seed2"`` (embedded), a folder, or a file in it.
     format : {"auto", "neurollm", "saelens", "sparsify", "dictionary_learning", "gemma_scope", \
 "gemma_scope_2", "llama_scope", "openai"}, default="auto"
         ``"auto"`` goes by the files that lie there. ``"saelens"`` ignores a
@@ -88,7 +88,7 @@ def load_dictionary(
     dictionary topk (4,096 features at resid_post.3)
     """
     given = Given(site, k, model_name)
-    place = datasets.demo_dictionary_path() if str(path) == "demo" else Path(path)
+    place = _embedded(str(path)) or Path(path)
     if format != "auto" and format not in _LOADERS:
         raise InvalidInput(f"format {format!r} is unknown; use 'auto' or one of {', '.join(_LOADERS)}")
     if not place.exists():
@@ -99,6 +99,13 @@ def load_dictionary(
     if place.is_file() and place.suffix not in (".pt", ".pth", ".npz"):
         place = place.parent
     return _LOADERS[name](place, given)
+
+
+def _embedded(name: str) -> Path | None:
+    """Folder of a dictionary that ships with the package."""
+    if name == "demo":
+        return datasets.demo_dictionary_path()
+    return datasets.demo_seed_path(name) if name in datasets.DEMO_SEEDS else None
 
 
 def _detected(place: Path) -> str:
