@@ -11,7 +11,7 @@ import pytest
 from neurollm import datasets
 
 ROOT = Path(__file__).resolve().parents[1]
-EXAMPLES = ("designs", "pipelines", "stimuli")
+EXAMPLES = ("designs", "dictionaries", "pipelines", "stimuli")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def test_every_data_file_is_listed(setup):
             assert any(fnmatch.fnmatch(name, pattern) for pattern in patterns), name
     for folder in EXAMPLES:
         patterns = setup["options.package_data"][f"neurollm.datasets.project.{folder}"].split()
-        for file in (ROOT / folder).iterdir():
+        for file in filter(Path.is_file, (ROOT / folder).iterdir()):
             assert any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns), file
 
 

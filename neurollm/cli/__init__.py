@@ -1,4 +1,4 @@
-"""The command line: ``neurollm new | check | run | report | list | harvest | train``."""
+"""The command line: ``neurollm new | check | run | report | list | harvest | train | sweep``."""
 
 from neurollm.cli.app import main
 

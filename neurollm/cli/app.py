@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from neurollm._version import __version__
-from neurollm.errors import NeurollmError
+from neurollm.errors import InvalidInput, NeurollmError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -73,7 +73,7 @@ def _options(
 
 @app.command()
 def new(name: Annotated[Path, typer.Argument(help="Folder to create.")]) -> None:
-    """Create a project: stimuli, designs, pipelines, reports, with working examples."""
+    """Create a project: stimuli, designs, pipelines, dictionaries, reports, with working examples."""
     from neurollm.pipelines import new_project
 
     project = new_project(name)
@@ -103,18 +103,23 @@ def run(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")], verbos
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(help="Folder of a study's results.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a study's results, of a dictionary, several, or a sweep.")],
     top: Annotated[
         int | None, typer.Option(min=1, max=500, help="Features in the table of each contrast; default: as in the run.")
     ] = None,
 ) -> None:
     """Build report.html again from saved results alone."""
     from neurollm.pipelines import read_pipeline
-    from neurollm.reporting import build_report
+    from neurollm.reporting import build_dictionary_report, build_report, holds_dictionaries
 
-    if top is None and (study / "config.yaml").is_file():
-        top = read_pipeline(study / "config.yaml").report.top
-    typer.echo(f"report: {_short(build_report(study, **({} if top is None else {'top': top})))}")
+    if holds_dictionaries(folder):
+        if top is not None:
+            raise InvalidInput(f"{folder} holds dictionaries; --top is for the contrasts of a study")
+        typer.echo(f"report: {_short(build_dictionary_report(folder))}")
+        return
+    if top is None and (folder / "config.yaml").is_file():
+        top = read_pipeline(folder / "config.yaml").report.top
+    typer.echo(f"report: {_short(build_report(folder, **({} if top is None else {'top': top})))}")
 
 
 @app.command(name="list")
@@ -148,28 +153,26 @@ def harvest(
 
 @app.command()
 def train(file: Annotated[Path, typer.Argument(help="Training file (YAML).")], verbose: Verbosity = 1) -> None:
-    """Train a dictionary from an activation store; resumes."""
-    from neurollm.activations import ActivationStore
-    from neurollm.dictionaries import train_dictionary
-    from neurollm.pipelines import Project, TrainingFile
-    from neurollm.validation import read_yaml, validate
+    """Train one dictionary or several from an activation store, and measure them; resumes."""
+    from neurollm.pipelines import run_training
 
-    settings = validate(TrainingFile, read_yaml(file), file)
-    project = Project.of(file)
-    dictionary = train_dictionary(
-        ActivationStore(project.path(settings.store)),
-        architecture=settings.architecture,
-        n_features=settings.n_features,
-        k=settings.k,
-        n_tokens=settings.n_tokens,
-        random_state=settings.random_state,
-        out=project.path(settings.out),
-        verbose=verbose,
-    )
-    typer.echo(f"{dictionary.n_features:,} features at {dictionary.site}: {_short(project.path(settings.out))}")
+    for line in run_training(file, verbose=verbose):
+        typer.echo(line)
+
+
+@app.command()
+def sweep(file: Annotated[Path, typer.Argument(help="Sweep file (YAML).")], verbose: Verbosity = 1) -> None:
+    """Train dictionaries of many widths, measure them, and fit the scaling law; resumes."""
+    from neurollm.pipelines import run_sweep
+
+    done = run_sweep(file, verbose=verbose)
+    if done is not None:
+        table, report = done
+        typer.echo(f"{table}\nreport: {_short(report)}")
 
 
 def _short(path: Path) -> Path:
     """The path as seen from here, when it lies below."""
-    path = path.resolve()
-    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+    from neurollm.pipelines.training import short_path
+
+    return short_path(path)

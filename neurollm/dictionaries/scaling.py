@@ -20,7 +20,15 @@ squares S(α), with all other parameters at their best, is
 
 It follows the trade between α and E, which few widths hardly tell apart: where E could be
 anything from 0 to most of the loss, the interval is wide and lopsided, and may be open above.
-It is about the scatter of seeds and about the misfit of the law, not about other texts or models.
+
+**Units.** An observation is a width at a number of tokens: the geometric mean of its seeds.
+No law is exact, and seeds can agree with each other far better than widths agree with any law;
+counted one by one, they would make the interval too narrow. More widths narrow it, more seeds
+hardly do. It says nothing about other texts or models, and nothing about widths for which the
+training was too short.
+
+In 48 simulated situations with known laws, 4 to 8 widths and two seeds, 1,000 times each, the interval held
+α in 93.5 to 97.4 % and the mean loss in 94.0 to 97.5 % (``benchmarks/scaling_law.py``).
 """
 
 from __future__ import annotations
@@ -56,12 +64,12 @@ class ScalingLaw:
         Loss at infinite width for every number of tokens.
     B, beta, beta_low, beta_high : float or None
         With three or more numbers of tokens.
-    residual_sd : float
-        Of log loss around the law, `df` degrees of freedom.
-    df, n_points, n_widths : int
-    lack_of_fit_p : float or None
-        Of the F test of the scatter of widths around the law against that of seeds; None without several seeds.
-        A small p says that the law has another form than the data.
+    residual_sd, df : float, int
+        Of log loss around the law, and its degrees of freedom.
+    seed_sd : float or None
+        Of log loss between seeds; None without several.
+    n_points, n_widths : int
+        Dictionaries, and different widths.
     covariance : tuple of tuple of float
         Of the floors (or E and B), A and the exponents, linearised.
     """
@@ -78,9 +86,9 @@ class ScalingLaw:
     beta_high: float | None
     residual_sd: float
     df: int
+    seed_sd: float | None
     n_points: int
     n_widths: int
-    lack_of_fit_p: float | None
     covariance: tuple[tuple[float, ...], ...] = dataclasses.field(default=(), repr=False)
 
     def predict(self, n_features: float | Sequence[float] | np.ndarray, n_tokens: float | None = None) -> np.ndarray:
@@ -184,7 +192,7 @@ def fit_scaling_law(
     ------
     InvalidInput
         If a value is not positive, there are fewer than four different widths, or no more
-        dictionaries than parameters.
+        observations than parameters.
 
     Examples
     --------
@@ -228,7 +236,13 @@ class _Fit:
     """Least squares of log loss, profiled over the exponents."""
 
     def __init__(self, widths: np.ndarray, loss: np.ndarray, tokens: np.ndarray) -> None:
-        self.widths, self.loss, self.tokens = widths, loss, tokens
+        cells, cell = np.unique(np.column_stack([tokens, widths]), axis=0, return_inverse=True)
+        logs, counts = np.log(loss), np.bincount(cell)
+        means = np.bincount(cell, logs) / counts
+        self.n_points, df_seeds = len(loss), len(loss) - len(cells)
+        self.seed_sd = float(np.sqrt(np.square(logs - means[cell]).sum() / df_seeds)) if df_seeds else None
+        tokens, widths = cells.T
+        self.widths, self.log_loss, self.tokens = widths, means, tokens
         self.levels = np.unique(tokens)
         self.has_beta = len(self.levels) >= FEWEST_TOKENS
         # Powers relative to the middle of the data: columns of one size whatever the exponent.
@@ -236,11 +250,9 @@ class _Fit:
         self.log_width, self.log_token = np.log(widths / self.width_unit), np.log(tokens / self.token_unit)
         self.floors = (tokens[:, None] == self.levels).astype(float)
         self.n_parameters = 5 if self.has_beta else len(self.levels) + 2
-        self.df = len(loss) - self.n_parameters
+        self.df = len(cells) - self.n_parameters
         if self.df < 1:
-            raise InvalidInput(
-                f"scaling law: {len(loss)} dictionaries for {self.n_parameters} unknowns; add widths or seeds"
-            )
+            raise InvalidInput(f"scaling law: {len(cells)} observations for {self.n_parameters} unknowns; add widths")
 
     def columns(self, alpha: float, beta: float | None) -> np.ndarray:
         """The law as a linear model: floors (or 1 and T^−β), and F^−α."""
@@ -253,12 +265,12 @@ class _Fit:
         """Residual sum of squares of log loss, and the linear parameters, given the exponents."""
         from scipy.optimize import nnls
 
-        columns, mean, log_loss = self.columns(alpha, beta), self.loss, np.log(self.loss)
+        columns, loss = self.columns(alpha, beta), np.exp(self.log_loss)
+        mean = loss
         for _ in range(steps):
-            residuals = log_loss - np.log(mean)
-            linear, _ = nnls(columns / mean[:, None], residuals + 1)
-            mean = np.maximum(columns @ linear, 1e-12 * self.loss)
-        return float(np.square(log_loss - np.log(mean)).sum()), linear
+            linear, _ = nnls(columns / mean[:, None], self.log_loss - np.log(mean) + 1)
+            mean = np.maximum(columns @ linear, 1e-12 * loss)
+        return float(np.square(self.log_loss - np.log(mean)).sum()), linear
 
     def best(self) -> tuple[float, float | None]:
         """The exponents with the smallest sum of squares."""
@@ -279,10 +291,13 @@ class _Fit:
 
     def law(self) -> ScalingLaw:
         """Fit, intervals, covariance."""
+        from scipy.stats import f
+
         alpha, beta = self.best()
         squares, linear = self.solve(alpha, beta)
-        low, high = self._interval(self.profile_alpha, alpha, squares)
-        beta_ends = (None, None) if beta is None else self._interval(self.profile_beta, beta, squares)
+        limit = squares * (1 + f.ppf(LEVEL, 1, self.df) / self.df)
+        low, high = _ends(self.profile_alpha, alpha, limit)
+        beta_ends = (None, None) if beta is None else _ends(self.profile_beta, beta, limit)
         floors = self.columns(alpha, beta)[:, :-1] @ linear[:-1]
         law = ScalingLaw(
             alpha=alpha,
@@ -297,41 +312,11 @@ class _Fit:
             beta_high=beta_ends[1],
             residual_sd=float(np.sqrt(squares / self.df)),
             df=self.df,
-            n_points=len(self.loss),
+            seed_sd=self.seed_sd,
+            n_points=self.n_points,
             n_widths=len(np.unique(self.widths)),
-            lack_of_fit_p=self._lack_of_fit(squares),
         )
         return dataclasses.replace(law, covariance=self._covariance(law, linear, squares / self.df))
-
-    def _interval(self, profile: Callable[[float], float], best: float, squares: float) -> tuple[float, float]:
-        from scipy.optimize import brentq
-        from scipy.stats import f
-
-        # Data without scatter have an interval of rounding error, which is not looked for.
-        limit = max(squares * (1 + f.ppf(LEVEL, 1, self.df) / self.df), 1e-14 * len(self.loss))
-        ends = []
-        for edge, open_end in zip(RANGE, (0.0, np.inf), strict=True):
-            steps = np.geomspace(best, edge, GRID)[1:] if best != edge else np.array([])
-            inside, end = best, open_end
-            for step in steps:
-                if profile(step) > limit:
-                    end = brentq(lambda value: profile(value) - limit, inside, step, xtol=1e-4, rtol=1e-4)
-                    break
-                inside = step
-            ends.append(float(end))
-        return ends[0], ends[1]
-
-    def _lack_of_fit(self, squares: float) -> float | None:
-        from scipy.stats import f
-
-        _, cell = np.unique(np.column_stack([self.widths, self.tokens]), axis=0, return_inverse=True)
-        n_cells, log_loss = int(cell.max()) + 1, np.log(self.loss)
-        means = np.bincount(cell, log_loss) / np.bincount(cell)
-        pure = float(np.square(log_loss - means[cell]).sum())
-        df_pure, df_lack = len(self.loss) - n_cells, n_cells - self.n_parameters
-        if df_pure < 1 or df_lack < 1 or pure == 0:
-            return None
-        return float(f.sf(max(squares - pure, 0) / df_lack / (pure / df_pure), df_lack, df_pure))
 
     def _covariance(self, law: ScalingLaw, linear: np.ndarray, variance: float) -> tuple[tuple[float, ...], ...]:
         """Of the parameters; those on their bound of 0 are held there."""
@@ -356,6 +341,23 @@ def _minimise(function: Callable[[float], float], points: int = GRID) -> tuple[f
     around = grid[max(place - 1, 0)], grid[min(place + 1, points - 1)]
     found = minimize_scalar(function, bounds=around, method="bounded", options={"xatol": 1e-6})
     return (float(found.x), float(found.fun)) if found.fun < values[place] else (float(grid[place]), values[place])
+
+
+def _ends(profile: Callable[[float], float], best: float, limit: float) -> tuple[float, float]:
+    """Where the profile rises above the limit, on either side of the best value; 0 and infinity if it never does."""
+    from scipy.optimize import brentq
+
+    ends = []
+    for edge, open_end in zip(RANGE, (0.0, np.inf), strict=True):
+        inside, end = best, open_end
+        for step in np.geomspace(best, edge, GRID)[1:]:
+            if profile(step) > limit:
+                # Without scatter the limit is that of rounding errors, and so is the interval.
+                end = inside if profile(inside) >= limit else brentq(lambda x: profile(x) - limit, inside, step)
+                break
+            inside = step
+        ends.append(float(end))
+    return ends[0], ends[1]
 
 
 def _slopes(widths: np.ndarray, tokens: np.ndarray, law: ScalingLaw) -> np.ndarray:

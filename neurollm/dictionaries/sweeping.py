@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neurollm.dictionaries.held_out import STORE, check_held_out, measure
+from neurollm.dictionaries.held_out import check_held_out, measure
 from neurollm.dictionaries.scaling import ScalingLaw, check_widths, fit_scaling_law
 from neurollm.dictionaries.training import Plan, train_dictionaries
 from neurollm.errors import DataMismatch, InvalidInput
@@ -27,10 +27,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from neurollm.activations import ActivationStore
+    from neurollm.dictionaries.metrics import DictionaryMetrics
     from neurollm.dictionaries.training import Training
 
 TABLE_FILE, LAW_FILE = "sweep.csv", "sweep.json"
-NOT_IN_TABLE = (STORE, "ce_note", "n_predicted", "n_documents")
+WORDS = ("name", "architecture")
+COLUMNS = (*WORDS, "n_features", "k", "n_tokens", "random_state", "held_out_tokens", "ev", "fvu")
+NOT_IN_TABLE = ("ce_note", "n_predicted", "n_documents")  # nothing here: there is no model and no interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +96,7 @@ class SweepResult:
     ----------
     table : DataFrame
         One row per dictionary: ``name`` (its folder), ``architecture``, ``n_features``, ``k``, ``n_tokens``,
-        ``random_state``, and the metrics.
+        ``random_state``, ``held_out_tokens``, and the metrics.
     """
 
     table: pd.DataFrame = field(repr=False)
@@ -106,6 +109,20 @@ class SweepResult:
     def law(self) -> ScalingLaw:
         """The scaling law of FVU."""
         return fit_scaling_law(self.table["n_features"], self.table["fvu"], self.table["n_tokens"])
+
+    @property
+    def doubt(self) -> str:
+        """Why the law may be none: more features did not help, at some number of tokens; else empty."""
+        means = self.table.groupby(["n_tokens", "n_features"])["fvu"].mean()
+        for n_tokens in self.table["n_tokens"].unique():
+            by_width = means[n_tokens].sort_index()
+            if by_width.idxmin() != by_width.index[-1]:
+                return (
+                    f"After {n_tokens:,} tokens the FVU is smallest with {by_width.idxmin():,} features, not with "
+                    f"{by_width.index[-1]:,}: the widest dictionaries saw too few tokens, and the law does not hold "
+                    "for them."
+                )
+        return ""
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write ``sweep.csv`` (the table) and ``sweep.json`` (the law) into a folder."""
@@ -134,9 +151,9 @@ class SweepResult:
             json.loads((Path(folder) / LAW_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataMismatch(f"{folder}: the sweep is damaged ({error}); run the sweep again") from None
-        missing = [name for name in ("name", "n_features", "n_tokens", "random_state", "fvu") if name not in table]
-        if missing:
-            raise DataMismatch(f"{file}: there is no column {missing[0]!r}; run the sweep again")
+        for name in COLUMNS:
+            if name not in table or (name not in WORDS and not pd.api.types.is_numeric_dtype(table[name])):
+                raise DataMismatch(f"{file}: column {name!r} is missing or damaged; run the sweep again")
         return cls(table)
 
 
@@ -185,18 +202,22 @@ def sweep_dictionaries(
     with Progress("measure", len(plans), "dictionaries", verbose) as progress:
         for plan, dictionary in zip(plans, dictionaries, strict=True):
             metrics = measure(dictionary, plan.out, held_out)
-            rows.append(
-                {
-                    "name": plan.out.name,
-                    "architecture": plan.architecture,
-                    "n_features": plan.n_features,
-                    "k": plan.k,
-                    "n_tokens": plan.n_tokens,
-                    "random_state": plan.random_state,
-                }
-                | {name: v for name, v in metrics.to_dict().items() if v is not None and name not in NOT_IN_TABLE}
-            )
+            rows.append(_row(plan, metrics))
             progress.advance(1, f"{plan.out.name}: FVU {metrics.fvu:.4f}")
     result = SweepResult(pd.DataFrame(rows))
     result.save(out)
     return result
+
+
+def _row(plan: Plan, metrics: DictionaryMetrics) -> dict[str, Any]:
+    figures = {name: value for name, value in metrics.to_dict().items() if value is not None}
+    return {
+        "name": plan.out.name,
+        "architecture": plan.architecture,
+        "n_features": plan.n_features,
+        "k": plan.k,
+        "n_tokens": plan.n_tokens,
+        "random_state": plan.random_state,
+        "held_out_tokens": figures.pop("n_tokens"),
+        **{name: value for name, value in figures.items() if name not in NOT_IN_TABLE},
+    }

@@ -1,4 +1,4 @@
-"""The user's project: four folders, and where a pipeline's files lie."""
+"""The user's project: five folders, and where a pipeline's files lie."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from neurollm import datasets
 from neurollm.errors import InvalidInput
 from neurollm.files import writing
 
-FOLDERS = ("stimuli", "designs", "pipelines", "reports")
+FOLDERS = ("stimuli", "designs", "pipelines", "dictionaries", "reports")
 
 
 @dataclass(frozen=True)
 class Project:
-    """A folder with ``stimuli/``, ``designs/``, ``pipelines/`` and ``reports/``.
+    """A folder with ``stimuli/``, ``designs/``, ``pipelines/``, ``dictionaries/`` and ``reports/``.
 
     Attributes
     ----------

@@ -7,13 +7,19 @@ command line share them. Unknown fields are errors.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from neurollm.validation import read_yaml, validate
+from neurollm.errors import InvalidInput
+from neurollm.validation import closest, read_yaml, shown, validate
+
+if TYPE_CHECKING:
+    from neurollm.dictionaries.sweeping import Grid
+    from neurollm.dictionaries.training import Training
 
 FEWEST_PERMUTATIONS = 19
 
@@ -29,6 +35,13 @@ def _once(names: list[str]) -> list[str]:
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is given more than once")
     return names
+
+
+def folder_name(value: str) -> str:
+    """The name of a study or dictionary if it can be that of a folder, and of no other place."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is None:
+        raise ValueError(f"{shown(value)} cannot be a folder name; use letters, digits, '.', '_' and '-'")
+    return value
 
 
 class SitePart(_Part):
@@ -176,9 +189,7 @@ class Pipeline(_Part):
     @field_validator("name")
     @classmethod
     def _safe_name(cls, value: str) -> str:
-        if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value) is None:
-            raise ValueError(f"{value!r} cannot be a folder name; use letters, digits, '.', '_' and '-'")
-        return value
+        return folder_name(value)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Pipeline:
@@ -190,18 +201,146 @@ class Pipeline(_Part):
         return self
 
 
-class TrainingFile(_Part):
-    """The file of `neurollm train`: one dictionary."""
+Architecture = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"]
+
+
+class _Trained(_Part):
+    """What is the same for one dictionary and for a sweep."""
+
+    architecture: Architecture = Field("topk", description="Kind of sparse autoencoder.")
+    training: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the architecture, e.g. batch_size, learning_rate (see Training)."
+    )
+
+    @field_validator("training")
+    @classmethod
+    def _known_options(cls, value: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        if "architecture" in info.data:
+            _options(info.data["architecture"], value)
+        return value
+
+    def options(self) -> Training:
+        """The options, of the class that belongs to the architecture."""
+        return _options(self.architecture, self.training)
+
+
+def _options(architecture: str, values: dict[str, Any]) -> Training:
+    from neurollm.dictionaries.training import LEARNERS
+
+    kind = LEARNERS[architecture].options
+    known = [field.name for field in dataclasses.fields(kind)]
+    unknown = sorted(str(name) for name in values if name not in known)
+    if unknown:
+        raise ValueError(
+            f"{shown(unknown[0])} is no option of architecture {architecture}{closest(unknown[0], known)}; "
+            f"the options are {', '.join(known)}"
+        )
+    try:
+        validate(kind, values, "training")  # types, which the class itself does not look at
+        return kind.from_dict(values)
+    except InvalidInput as error:
+        raise ValueError(str(error).replace("training: ", "").replace("the top level: ", "").rstrip(".")) from None
+
+
+class DictionaryToTrain(_Trained):
+    """One dictionary."""
+
+    n_features: int = Field(4096, ge=1, strict=True, description="Number of features.")
+    k: int = Field(32, ge=1, strict=True, description="Active features per token; of penalties the target.")
+    n_tokens: int = Field(
+        5_000_000, ge=1, strict=True, description="Training length; the store is repeated when it is shorter."
+    )
+    random_state: int = Field(0, ge=0, lt=2**63, strict=True, description="Seed of the weights.")
+    init_from: str | None = Field(None, min_length=1, description="Folder of a dictionary to go on from.")
+    snapshots: list[float] = Field(
+        default_factory=list, description="Shares of the training after which the dictionary is kept as it is then."
+    )
+
+    @model_validator(mode="after")
+    def _possible(self) -> DictionaryToTrain:
+        if self.k > self.n_features:
+            raise ValueError(f"k is {self.k}, more than n_features {self.n_features}")
+        if any(not 0 <= share <= 1 for share in self.snapshots):
+            raise ValueError(f"snapshots are shares of the training from 0 to 1, found {self.snapshots}")
+        return self
+
+
+class NamedDictionary(DictionaryToTrain):
+    """One of several dictionaries."""
+
+    name: str = Field(description="Name of its folder in out.")
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, value: str) -> str:
+        return folder_name(value)
+
+
+class TrainingFile(DictionaryToTrain):
+    """The file of `neurollm train`: one dictionary, or several that are trained in one pass over the data."""
 
     store: str = Field(min_length=1, description="Folder of an activation store made by neurollm harvest.")
-    out: str = Field(
-        min_length=1, description="Folder of the finished dictionary; checkpoints are kept beside it while training."
+    held_out: str | None = Field(
+        None, min_length=1, description="Store of other texts, on which every finished dictionary is measured."
     )
-    architecture: Literal["topk"] = Field("topk", description="Kind of sparse autoencoder.")
-    n_features: int = Field(4096, ge=1, description="Number of features.")
-    k: int = Field(32, ge=1, description="Active features per token.")
-    n_tokens: int = Field(5_000_000, ge=1, description="Training length; the store is repeated when it is shorter.")
-    random_state: int = Field(0, ge=0, lt=2**63, strict=True, description="Seed.")
+    out: str = Field(
+        min_length=1, description="Folder of the finished dictionary and its checkpoints; of several: of their folders."
+    )
+    dictionaries: list[NamedDictionary] | None = Field(
+        None, min_length=1, description="Several dictionaries, instead of the fields of one."
+    )
+
+    @field_validator("dictionaries")
+    @classmethod
+    def _names_once(cls, value: list[NamedDictionary] | None) -> list[NamedDictionary] | None:
+        _once([entry.name.casefold() for entry in value or ()])  # some disks do not tell A from a
+        return value
+
+    @model_validator(mode="after")
+    def _one_or_several(self) -> TrainingFile:
+        if self.dictionaries is not None:
+            of_one = sorted(self.model_fields_set & set(DictionaryToTrain.model_fields))
+            if of_one:
+                raise ValueError(f"{of_one[0]} stands beside dictionaries; write it into each of them")
+        return self
+
+
+class SweepFile(_Trained):
+    """The file of `neurollm sweep`: every width with every number of tokens and every seed."""
+
+    store: str = Field(min_length=1, description="Folder of an activation store made by neurollm harvest.")
+    held_out: str = Field(min_length=1, description="Store of other texts, on which the dictionaries are measured.")
+    out: str = Field(min_length=1, description="Folder of the dictionaries, the table and the report.")
+    widths: list[Annotated[int, Field(ge=1, strict=True)]] = Field(description="Numbers of features, four or more.")
+    tokens: list[Annotated[int, Field(ge=1, strict=True)]] = Field(
+        default_factory=lambda: [5_000_000], description="Lengths of the trainings."
+    )
+    seeds: list[Annotated[int, Field(ge=0, lt=2**63, strict=True)]] = Field(
+        default_factory=lambda: [0, 1], description="Seeds of the weights."
+    )
+    k: Annotated[int, Field(ge=1, strict=True)] | Annotated[float, Field(gt=0, lt=1)] = Field(
+        32, description="Active features per token; below 1: their share of the features."
+    )
+
+    @model_validator(mode="after")
+    def _a_grid(self) -> SweepFile:
+        self.grid()
+        return self
+
+    def grid(self) -> Grid:
+        """The dictionaries of the sweep."""
+        from neurollm.dictionaries.sweeping import Grid
+
+        grid = Grid(
+            widths=self.widths,
+            tokens=self.tokens,
+            seeds=self.seeds,
+            k=self.k,
+            architecture=self.architecture,
+            training=self.options(),
+        )
+        grid.plans("")  # refuses a k that is larger than a width
+        return grid
 
 
 def read_pipeline(path: str | os.PathLike) -> Pipeline:

@@ -31,6 +31,8 @@ from neurollm.reporting.sentences import (
 from neurollm.reporting.study import Study, read_study
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
+
     from neurollm.glm import ContrastResult
 
 HERE = Path(__file__).parent
@@ -79,7 +81,7 @@ def verdicts(study_folder: str | os.PathLike) -> list[str]:
 
 def render(study: Study, top: int) -> str:
     """The report as HTML text."""
-    style, script = _asset("report.css"), _asset("report.js")
+    style, script = asset("report.css"), asset("report.js")
     few = len(study.results) <= MANY_CONTRASTS
     top = min(top, (ROWS if few else ROWS_OF_MANY) // max(len(study.results), 1))
     chosen = {name: result.strongest(top) for name, result in study.results.items()}
@@ -90,7 +92,7 @@ def render(study: Study, top: int) -> str:
         _contrast(study, number, name, chosen[name], room)
         for number, name in enumerate(study.results, start=1)
     ]  # fmt: skip
-    return _environment().get_template("report.html.jinja").render(
+    return environment().get_template("report.html.jinja").render(
         study=study,
         manifest=study.manifest,
         design=study.design,
@@ -109,7 +111,8 @@ def render(study: Study, top: int) -> str:
     )  # fmt: skip
 
 
-def _environment():
+def environment() -> Environment:
+    """The templates, with autoescape, and the number formats as filters."""
     from jinja2 import Environment, FileSystemLoader
 
     environment = Environment(
@@ -124,7 +127,8 @@ def _environment():
     return environment
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """Text of a style sheet or script."""
     text = (HERE / "assets" / name).read_text(encoding="utf-8")
     return "\n" + text.replace("\r\n", "\n")
 

@@ -8,11 +8,17 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from neurollm.activations import Corpus, harvest
+from neurollm.cli.app import app
+from neurollm.errors import InvalidInput
+from neurollm.models import Site
 
 
-def neurollm(*arguments, **options) -> subprocess.CompletedProcess:
-    """Run the command in a fresh process."""
-    command = [sys.executable, "-m", "neurollm", *map(str, arguments)]
+def neurollm(*arguments, module=("-m",), **options) -> subprocess.CompletedProcess:
+    """Run the command in a fresh process, or in those that another module starts."""
+    command = [sys.executable, *module, "neurollm", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)
 
 
@@ -41,7 +47,7 @@ def replace(file: Path, old: str, new: str) -> None:
 
 def test_every_command_explains_itself():
     told = neurollm("--help").stdout
-    for command in ("new", "check", "run", "report", "list", "harvest", "train"):
+    for command in ("new", "check", "run", "report", "list", "harvest", "train", "sweep"):
         assert command in told
         assert neurollm(command, "--help").returncode == 0
 
@@ -108,6 +114,50 @@ def test_truncated_shard(tmp_path):
     training = tmp_path / "train.yaml"
     training.write_text("store: store\nout: sae\nn_features: 32\nk: 4\nn_tokens: 1000\n")
     refused(neurollm("train", training, "-v", "0"), 3, "shard-00000.safetensors", "harvest")
+
+
+@pytest.fixture
+def harvested(tmp_path, demo_lm) -> Path:
+    """A folder with a training file, and stores of some and of other texts."""
+    for name, sentence in (
+        ("text", "The old man sat down by the mill. "),
+        ("other", "She ran up the hill and laughed. "),
+    ):
+        harvest(demo_lm, Corpus([(name, sentence * 80)]), Site(3), tmp_path / name, verbose=0)
+    fields = "store: text\nheld_out: other\nout: sae\n"
+    (tmp_path / "train.yaml").write_text(f"{fields}n_features: 32\nk: 4\nn_tokens: 1000\n")
+    (tmp_path / "sweep.yaml").write_text(f"{fields}widths: [8, 16, 24, 32]\nk: 2\ntokens: [1000]\n")
+    return tmp_path
+
+
+def invoke(*arguments) -> str:
+    """What a command prints, run in this process."""
+    return CliRunner().invoke(app, [*map(str, arguments)], catch_exceptions=False).stdout
+
+
+def test_a_dictionary_and_its_report(harvested, monkeypatch):
+    monkeypatch.chdir(harvested)
+    told = invoke("train", "train.yaml", "-v", "0")
+    assert told.startswith("sae: topk, 32 features at resid_post.3: EV ") and told.count("\n") == 1
+    assert invoke("report", "sae") == "report: sae/report.html\n"
+    assert (harvested / "sae" / "report.html").is_file()
+    with pytest.raises(InvalidInput, match="--top is for the contrasts of a study"):
+        invoke("report", "sae", "--top", 3)
+
+
+def test_a_sweep_and_its_report(harvested, monkeypatch):
+    monkeypatch.chdir(harvested)
+    told = invoke("sweep", "sweep.yaml", "-v", "0")
+    assert "FVU α = " in told and told.endswith("report: sae/report.html\n")
+    assert (harvested / "sae" / "report.html").is_file()
+    replace(harvested / "sweep.yaml", ", 32]", "]")
+    refused(neurollm("sweep", "sweep.yaml", "-v", "0"), 2, "sweep.yaml", "at least 4 different widths")
+
+
+def test_two_processes_train_and_one_of_them_speaks(harvested):
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+    done = neurollm("train", harvested / "train.yaml", "-v", "0", module=torchrun)
+    assert done.returncode == 0 and done.stdout.count("32 features at resid_post.3: EV ") == 1, done.stderr
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -207,6 +207,9 @@ def test_training_options_are_checked_and_round_trip():
         JumpReLUTraining(bandwidth="wide")
     with pytest.raises(InvalidInput, match="widths must rise"):
         MatryoshkaTraining(widths=(0.5, 0.25, 1.0))
+    for device in ("cudaa", "cuda:99"):
+        with pytest.raises(InvalidInput, match=f"device '{device}' cannot be used here"):
+            TopKTraining(device=device).resolve(8, 8, 8)
     widths = MatryoshkaTraining(widths=(0.5, 1.0))
     assert MatryoshkaTraining.from_dict(json.loads(json.dumps(widths.to_dict()))) == widths
     resolved = TopKTraining().resolve(256, 16_384, 1_000_000)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 NOT_PART_OF_RESULT = ("checkpoint_every",)
 SNAPSHOTS = "snapshots"
+EARLY = (10, 30, 100)  # steps at which there is something to see, however seldom the history is written
 LEARNERS: dict[str, type[Learner]] = {
     "topk": TopKLearner,
     "batchtopk": BatchTopKLearner,
@@ -275,7 +276,8 @@ class _Run:
 
     def _log(self) -> str:
         at = self.at
-        if at["step"] % self.training.log_every and at["tokens"] < self.plan.n_tokens:
+        due = at["step"] % self.training.log_every == 0 or at["step"] in EARLY
+        if not due and at["tokens"] < self.plan.n_tokens:
             return ""
         entry = {"tokens": at["tokens"], **self.learner.read_window()}
         at["history"].append(entry)

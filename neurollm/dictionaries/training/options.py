@@ -69,7 +69,7 @@ class Training:
         ``"auto"``: bfloat16 where the processor multiplies it faster.
     device : str, default="auto"
     log_every : int, default=200
-        Steps between two entries of the training history.
+        Steps between two entries of the training history; steps 10, 30 and 100 always have one.
     checkpoint_every : int, default=1000
         Steps between two checkpoints. Does not change the result.
     """
@@ -133,6 +133,11 @@ class Training:
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InvalidInput(f"training: device {device!r} cannot be used here: {reason}") from error
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
