@@ -48,6 +48,8 @@ def test_what_is_embedded_is_complete_and_small():
     assert megabytes(datasets.demo_model_path()) <= 16
     assert (datasets.demo_dictionary_path() / "neurollm.json").is_file()
     assert megabytes(datasets.demo_dictionary_path()) <= 12
+    seeds = [datasets.demo_seed_path(name) for name in datasets.DEMO_SEEDS]
+    assert all((folder / "neurollm.json").is_file() and megabytes(folder) <= 1.2 for folder in seeds)
     assert datasets.demo_corpus_path().stat().st_size > 100_000
 
 

@@ -65,7 +65,9 @@ class ModelPart(_Part):
 class DictionaryPart(_Part):
     """The dictionary that turns activations into features."""
 
-    name: Literal["demo"] | None = Field(None, description="A dictionary that ships with neurollm.")
+    name: Literal["demo", "demo_seed0", "demo_seed1", "demo_seed2"] | None = Field(
+        None, description="A dictionary that ships with neurollm."
+    )
     path: str | None = Field(None, min_length=1, description="Folder of a dictionary (SAELens inference layout).")
     kind: Literal["raw_units", "random_directions"] | None = Field(
         None, description="Instead of a trained dictionary: the units themselves, or random directions."

@@ -3,12 +3,13 @@
 import pytest
 
 from neurollm.activations import Corpus, harvest
-from neurollm.datasets import demo_corpus_path
+from neurollm.datasets import DEMO_SEEDS, demo_corpus_path
 from neurollm.dictionaries import (
     Plan,
     TopKTraining,
     evaluate_dictionary,
     load_dictionary,
+    seed_stability,
     train_dictionaries,
     train_dictionary,
 )
@@ -53,3 +54,14 @@ def test_topk_beats_l1_at_equal_l0_on_the_demo_model(tmp_path, demo_lm):
     assert topk.l0 == pytest.approx(8, abs=0.1) and relu.l0 == pytest.approx(8, rel=0.1)
     assert topk.fvu < 0.9 * relu.fvu
     assert topk.shrinkage == pytest.approx(1, abs=0.03) and relu.shrinkage < 0.95
+
+
+def test_three_seeds_of_the_demo_dictionary_are_embedded_and_share_features():
+    several = [load_dictionary(name) for name in DEMO_SEEDS]
+    assert [d.provenance["run"]["random_state"] for d in several] == [0, 1, 2]
+    assert len({d.fingerprint for d in several}) == 3
+    same = [{k: v for k, v in d.provenance["run"].items() if k != "random_state"} for d in several]
+    assert same[0] == same[1] == same[2]
+    pairs = seed_stability(several, n_null=2).to_frame()
+    assert len(pairs) == 3 and pairs["shared"].between(0.6, 0.75).all() and (pairs["null_shared"] == 0).all()
+    assert (pairs["mean_cosine"] > 0.7).all() and (pairs["null_cosine"] < 0.25).all()

@@ -218,7 +218,8 @@ def test_a_layer_too_deep_is_refused(demo_lm):
 
 
 def test_site_names_round_trip():
-    for site in (Site(3), Site(0, "resid_pre"), Site(1, "mlp_out"), Site(2, "attn_out"), Site(1, "mlp_in"), Site(0, "token_embedding")):
+    streams = ("resid_pre", "mlp_out", "attn_out", "mlp_in")
+    for site in (Site(3), Site(0, "token_embedding"), *(Site(1, stream) for stream in streams)):
         assert Site.from_saelens(site.saelens_hook_name) == site
         assert Site.from_dict(site.to_dict()) == site
 
