@@ -12,6 +12,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from neurollm.dictionaries.base import Dictionary
 from neurollm.dictionaries.cosines import decoder_cosines
 from neurollm.dictionaries.metrics import DictionaryMetrics, evaluate_dictionary
@@ -61,8 +63,10 @@ def measure(dictionary: Dictionary, folder: str | os.PathLike, held_out: Activat
     """
     from safetensors.numpy import save_file
 
-    if dictionary.metrics.get(STORE) == held_out.sha256 and (saved := saved_metrics(dictionary, folder)) is not None:
-        return saved
+    if dictionary.metrics.get(STORE) == held_out.sha256:
+        saved = saved_metrics(dictionary, folder)
+        if saved is not None and saved.density.size:
+            return saved
     metrics = evaluate_dictionary(dictionary, held_out)
     with atomic_path(Path(folder) / DENSITY_FILE) as partial:
         save_file({"density": metrics.density}, partial)
@@ -73,7 +77,7 @@ def measure(dictionary: Dictionary, folder: str | os.PathLike, held_out: Activat
 
 
 def saved_metrics(dictionary: Dictionary, folder: str | os.PathLike) -> DictionaryMetrics | None:
-    """What `measure` has saved; None if there is nothing, or not every figure.
+    """The figures saved with a dictionary; None if there are none, or not all. Without densities theirs is empty.
 
     Raises
     ------
@@ -84,13 +88,11 @@ def saved_metrics(dictionary: Dictionary, folder: str | os.PathLike) -> Dictiona
     from safetensors.numpy import load_file
 
     file = Path(folder) / DENSITY_FILE
-    if STORE not in dictionary.metrics or not file.is_file():
-        return None
     try:
-        density = load_file(file)["density"]
+        density = load_file(file)["density"] if file.is_file() else np.empty(0)
     except (SafetensorError, KeyError, OSError) as error:
         raise DataMismatch(f"{file} is damaged ({error}); delete it and measure again") from None
-    if density.shape != (dictionary.n_features,):
+    if density.shape not in ((dictionary.n_features,), (0,)):
         raise DataMismatch(
             f"{file} has densities of shape {density.shape}, {dictionary} has {dictionary.n_features} features; "
             "delete it and measure again"

@@ -181,7 +181,8 @@ def _section(number: int, one: _Shown) -> dict[str, Any]:
         figures["history"] = figure_svg(axes[0], f"h{number}", title)
     if one.metrics is not None:
         title = f"Histogram of the densities of the features of {one.name}."
-        figures["density"] = figure_svg(plot_density(one.metrics), f"f{number}", title)
+        if one.metrics.density.size:
+            figures["density"] = figure_svg(plot_density(one.metrics), f"f{number}", title)
         if one.metrics.cosines is not None:
             title = f"Histogram of the cosines of all pairs of features of {one.name}, with that of random directions."
             figures["cosines"] = figure_svg(plot_decoder_cosines(one.metrics.cosines), f"c{number}", title)
