@@ -66,7 +66,9 @@ def hints(metrics: DictionaryMetrics) -> list[Hint]:
     list of Hint
         Every advice names its source.
     """
-    values = {"mean density": float(metrics.density.mean()), "dead": metrics.dead, "gini": metrics.gini}
+    values = {"dead": metrics.dead, "gini": metrics.gini}
+    if metrics.density.size:
+        values["mean density"] = float(metrics.density.mean())
     if metrics.cosines is not None:
         cosines = {"mean": metrics.cosines.mean, "p95": metrics.cosines.p95, "max": metrics.cosines.maximum}
         values |= {f"decoder cosine, {name}": value for name, value in cosines.items()}

@@ -31,7 +31,7 @@ MEANINGS = (
     ("rare", "Rare", "share active on fewer than 1e-5 of the tokens"),
     ("gini", "Gini", "inequality of the densities"),
     ("decoder_cosine", "Cosine", "mean of the largest cosine with another feature"),
-    ("l2_ratio", "L2 ratio", "length of reconstructions over that of activations"),
+    ("shrinkage", "Shrinkage", "below 1 where reconstructions are too short"),
 )
 NOTHING = {key: None for key, *_ in MEANINGS}
 
