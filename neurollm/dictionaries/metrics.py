@@ -176,7 +176,7 @@ def evaluate_dictionary(
         Held-out activations of the dictionary's site, special tokens left out.
     model : LanguageModel, optional
     documents : Corpus, or sequence of str or of token id arrays, optional
-        Held-out texts for the cross-entropies; needs `model`.
+        Held-out texts for the cross-entropies; needs `model`. Default: those of the store, when `data` is one.
     n_boot : int, default=0
         Draws of documents for the interval of EV; needs a store, which knows the document of each row.
     batch_size : int, default=4096
@@ -203,8 +203,13 @@ def evaluate_dictionary(
     >>> evaluate_dictionary(RawUnits(Site(3), 8), torch.randn(100, 8)).ev
     1.0
     """
-    if (model is None) != (documents is None):
-        raise InvalidInput("evaluate_dictionary: model and documents are given together or not at all")
+    if model is not None and documents is None:
+        stored = getattr(data, "documents", None)
+        if stored is None:
+            raise InvalidInput("evaluate_dictionary: an array has no texts; give documents for the model to read")
+        documents = [stored[index] for index in range(len(stored))]
+    if model is None and documents is not None:
+        raise InvalidInput("evaluate_dictionary: documents need a model to read them")
     if dictionary.is_transcoder:
         raise InvalidInput(
             f"evaluate_dictionary: {dictionary} is a transcoder: it predicts the activations of "

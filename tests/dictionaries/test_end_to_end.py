@@ -35,6 +35,8 @@ def test_text_to_dictionary(tmp_path, demo_lm):
     metrics = evaluate_dictionary(dictionary, store, demo_lm, TEXTS)
     assert metrics.ev > 0.6 and metrics.n_tokens == store.n_rows
     assert metrics.ce < metrics.ce_mean and metrics.ce_recovered > 0.3
+    again = evaluate_dictionary(dictionary, store, demo_lm)  # the store knows its texts
+    assert again.n_predicted > metrics.n_predicted and again.ce < again.ce_mean
     assert load_dictionary(tmp_path / "sae").fingerprint == dictionary.fingerprint
     with pytest.raises(DataMismatch, match="this is model 'demo'"):
         dictionary.check(load_model("demo", device="cpu", dtype="float32", random_init=1))

@@ -326,8 +326,10 @@ def test_refusals(random_sae, tiny_lm, acts):
     sae = random_sae(model_fingerprint="e" * 64)
     with pytest.raises(DataMismatch, match="fingerprint eeee"):
         evaluate_dictionary(sae, acts, tiny_lm, [np.array([0, 1])])
-    with pytest.raises(InvalidInput, match="given together"):
+    with pytest.raises(InvalidInput, match="an array has no texts"):
         evaluate_dictionary(sae, acts, tiny_lm)
+    with pytest.raises(InvalidInput, match="documents need a model"):
+        evaluate_dictionary(sae, acts, documents=["A text."])
     with pytest.raises(InvalidInput, match="no activations"):
         evaluate_dictionary(sae, acts[:0])
     with pytest.raises(InvalidInput, match="an array has no documents"):
