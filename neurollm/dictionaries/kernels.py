@@ -295,8 +295,8 @@ def largest_columns(pre: np.ndarray, k: int) -> np.ndarray:
     [1, 3]
     """
     n, n_columns = pre.shape
-    if k == n_columns:
-        return np.broadcast_to(np.arange(n_columns), (n, k))
+    if k == n_columns or n == 0:
+        return np.broadcast_to(np.arange(k), (n, k))
     groups, rest = divmod(n_columns, GROUPS)
     if groups < 4 * k:
         return np.argpartition(pre, n_columns - k, axis=1)[:, n_columns - k :]

@@ -182,6 +182,16 @@ def test_gradients_are_those_of_the_printed_loss(name, loss, options, sparse, de
     np.testing.assert_allclose(float(learner.sums[0]), float(error.detach().square().sum()), rtol=1e-5)
 
 
+def test_a_smaller_batch_has_the_same_mean_activation_under_kl():
+    """The last batch of an epoch: its share of the loss is smaller, the mean activations are not."""
+    learner = learner_of("relu", sparsity=0.7, sparsity_warmup=0.0, penalty="kl")
+    half = batch()[: N // 2]
+    twice = learner.gradients(torch.cat([half, half]))
+    once = learner.gradients(half)
+    for key, gradient in twice.items():
+        torch.testing.assert_close(2 * once[key], gradient, rtol=1e-4, atol=1e-7)
+
+
 @pytest.mark.parametrize("name", ["relu", "gated", "topk"])
 def test_gradients_agree_with_finite_differences(name):
     """The losses above are themselves differentiable where no activation is at its corner."""

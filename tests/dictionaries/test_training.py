@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from neurollm.dictionaries import (
     JumpReLUTraining,
@@ -82,10 +83,18 @@ def test_batchtopk_keeps_exactly_k_on_average_and_the_threshold_follows():
         assert len(acts) == 6 * 200 and float(acts.min()) > 0
         limits.append(float(found.carried["last_threshold"]))
         assert limits[-1] == float(acts.min())
-    running = limits[0]
-    for limit in limits[1:]:
-        running = 0.99 * running + 0.01 * limit
-    assert float(found.carried["threshold"]) == pytest.approx(running, rel=1e-5)
+    assert float(found.carried["threshold"]) == pytest.approx(limits[-1])  # before the first step nothing is averaged
+    found.carried["steps"].fill_(10_000)
+    found.find(torch.randn(200, 16, generator=generator))
+    expected = 0.99 * limits[-1] + 0.01 * float(found.carried["last_threshold"])
+    assert float(found.carried["threshold"]) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("steps", [20, 100, 1_000])
+def test_the_threshold_of_batchtopk_fits_also_after_a_short_training(steps, planted_store):
+    options = LEARNERS["batchtopk"].options(batch_size=128, learning_rate=3e-3)
+    found = train_dictionary(planted_store, "batchtopk", 64, 3, 128 * steps, training=options, verbose=0)
+    assert evaluate_dictionary(found, planted_store.rows(0, 4_000)).l0 == pytest.approx(3, rel=0.12)
 
 
 def test_jumprelu_starts_at_its_target(planted_store):
@@ -96,23 +105,88 @@ def test_jumprelu_starts_at_its_target(planted_store):
     assert float(found.sums[2] / found.sums[3]) == pytest.approx(4, abs=0.1)
 
 
-def test_resampling_revives_dead_features_with_badly_explained_directions():
-    found = learner("relu", d=16, n_features=32, k=4, resample_every=0.1, auxk_coefficient=0.0, dead_after_tokens=100)
-    found.parameters["b_enc"][5:9] = -100.0
+KILLED = {
+    "topk": "b_enc",
+    "batchtopk": "b_enc",
+    "matryoshka": "b_enc",
+    "relu": "b_enc",
+    "gated": "b_mag",
+    "jumprelu": "log_threshold",
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_resampling_revives_dead_features_with_badly_explained_directions(name):
+    options = {"resample_every": 0.1, "auxk_coefficient": 0.0, "dead_after_tokens": 200}
+    found = learner(name, d=16, n_features=32, k=4, precision="float32", **options)
+    found.parameters[KILLED[name]][5:9] = 100.0 if name == "jumprelu" else -100.0
     x = torch.randn(200, 16, generator=torch.Generator().manual_seed(0))
     x[:20] += 40.0  # tokens that are explained worst
+    found.start(x)
+    if name != "jumprelu":
+        found.calibrate(x)
     found.step(x, 0.05)
-    assert int((found.silent >= 100).sum()) == 4
+    assert set(range(5, 9)) <= set(torch.nonzero(found.silent >= 200).reshape(-1).tolist())
     found.step(x, 0.11)
     rows = found.parameters["W_dec"][5:9]
     target = torch.nn.functional.normalize(torch.ones(1, 16), dim=1)
     assert float((rows @ target.T).min()) > 0.9 * float(rows.norm(dim=1).max())
-    assert float(found.parameters["b_enc"][5:9].abs().max()) == 0
     assert float(found.optimizers["W_dec"].state[found.parameters["W_dec"]]["exp_avg"][5:9].abs().max()) == 0
-    others = found.parameters["W_enc"].norm(dim=1)
-    assert float(others[5:9].mean()) == pytest.approx(0.2 * float(others[9:].mean()), rel=0.05)
+    alive = [i for i in range(32) if float(found.silent[i]) == 0 and i not in range(5, 9)]
     found.step(x, 0.12)
-    assert float(found.fired[5:9].min()) == 1
+    assert alive and float(found.fired[5:9].max()) == 1
+
+
+def test_the_penalty_of_kl_is_not_steered_and_no_penalty_grows_without_bound(planted_store):
+    """Each active feature counts less than 1 in ρ, so L0 can never fall to k: steering by it would never end."""
+    options = ReLUTraining(batch_size=128, penalty="kl", learning_rate=3e-3)
+    found = train_dictionary(planted_store, "relu", 64, 3, 128 * 1_500, training=options, verbose=0)
+    assert evaluate_dictionary(found, planted_store.rows(0, 1_000)).ev > 0.5
+    stuck = learner("relu", d=16, n_features=32, k=1)
+    stuck.carried["sparsity"].fill_(9_999.0)
+    stuck.step(torch.randn(200, 16, generator=torch.Generator().manual_seed(0)), 0.5)
+    assert float(stuck.carried["sparsity"]) <= 1e4
+
+
+@pytest.mark.parametrize("name", ["relu", "gated"])
+def test_a_steered_penalty_goes_on_where_it_was(name, planted_store):
+    options = LEARNERS[name].options(batch_size=128, learning_rate=3e-3)
+    first = train_dictionary(planted_store, name, 64, 3, 128 * 2_000, training=options, verbose=0)
+    x = planted_store.rows(0, 2_000)
+    before = evaluate_dictionary(first, x)
+    more = train_dictionary(planted_store, name, 64, 3, 128 * 150, training=options, init_from=first, verbose=0)
+    after = evaluate_dictionary(more, x)
+    assert after.l0 < 1.6 * before.l0 and after.ev > before.ev - 0.08
+
+
+def test_a_diverging_training_stops_and_keeps_its_last_good_checkpoint(planted_store, tmp_path):
+    options = TopKTraining(batch_size=128, learning_rate=1e25, warmup=0.3, checkpoint_every=1, decoder_norm="free")
+    with pytest.raises(InvalidInput, match=r"diverged: by step \d+ .* learning_rate below 1e\+25"):
+        train_dictionary(planted_store, "topk", 64, 3, 20_000, training=options, out=tmp_path, verbose=0)
+    assert not (tmp_path / "cfg.json").exists()
+    for path in tmp_path.glob("checkpoint-*.safetensors"):
+        assert all(torch.isfinite(tensor).all() for tensor in load_file(path).values())
+
+
+def test_nonnegative_trainings_refuse_what_is_not(planted_store):
+    with pytest.raises(InvalidInput, match="un-whitening mixes"):
+        TopKTraining(nonnegative=True, normalisation="whiten")
+    first = train_dictionary(planted_store, "topk", 64, 3, 512, verbose=0)
+    with pytest.raises(DataMismatch, match="negative decoder weights"):
+        train_dictionary(
+            planted_store, "topk", 64, 3, 512, init_from=first, training=TopKTraining(nonnegative=True), verbose=0
+        )
+
+
+def test_a_finished_training_is_loaded_on_another_processor(planted_store, tmp_path, monkeypatch):
+    options = {"n_features": 64, "k": 3, "n_tokens": 512, "out": tmp_path, "verbose": 0}
+    first = train_dictionary(planted_store, **options)
+    other = "bfloat16" if first.provenance["run"]["training"]["precision"] == "float32" else "float32"
+    fast = other == "bfloat16"
+    monkeypatch.setattr("neurollm.dictionaries.training.options.has_fast_bfloat16", lambda device: fast)
+    assert train_dictionary(planted_store, **options).fingerprint == first.fingerprint
+    with pytest.raises(DataMismatch, match="precision is"):
+        train_dictionary(planted_store, **options, training=TopKTraining(precision=other))
 
 
 def test_a_planted_dictionary_is_recovered(trained, script):
@@ -185,6 +259,8 @@ def test_constant_activations_are_refused(script):
         ({"k": 0}, "1 <= k <= n_features"),
         ({"n_features": 8, "k": 9}, "1 <= k <= n_features"),
         ({"n_tokens": 0}, "n_tokens >= 1"),
+        ({"n_tokens": 2e3}, "n_tokens must be a whole number, got 2000.0"),
+        ({"snapshots": (0, 0.5), "out": "x"}, "above 0, at most 1"),
     ],
 )
 def test_arguments_out_of_range_are_refused(planted_store, options, words):
@@ -207,6 +283,12 @@ def test_training_options_are_checked_and_round_trip():
         JumpReLUTraining(bandwidth="wide")
     with pytest.raises(InvalidInput, match="widths must rise"):
         MatryoshkaTraining(widths=(0.5, 0.25, 1.0))
+    with pytest.raises(InvalidInput, match=r"auxk must be positive, a whole number, got 2\.5"):
+        TopKTraining(auxk=2.5)
+    with pytest.raises(InvalidInput, match="resample_every must be below 0.5"):
+        TopKTraining(resample_every=0.5)
+    plain = TopKTraining(batch_size=np.int64(64), learning_rate=np.float32(0.5)).to_dict()
+    assert json.loads(json.dumps(plain)) == plain
     for device in ("cudaa", "cuda:99"):
         with pytest.raises(InvalidInput, match=f"device '{device}' cannot be used here"):
             TopKTraining(device=device).resolve(8, 8, 8)
@@ -290,6 +372,8 @@ def test_covariance_whitening_and_geometric_median(planted_store):
     mean = torch.as_tensor(planted_store.mean)
     expected = torch.from_numpy(np.cov(planted_store.acts.numpy().T.astype(np.float64), bias=True))
     torch.testing.assert_close(covariance_of(planted_store, mean), expected, rtol=1e-4, atol=1e-5)
+    stuck = torch.tensor([[-3.0], [0.0], [1.0], [1.0], [1.0]])  # the mean is one of the points, not the median
+    assert float(geometric_median(stuck)) == pytest.approx(1, abs=1e-3)
     rows = torch.randn(400, 5, generator=torch.Generator().manual_seed(0))
     rows[:80] += 50
     median = geometric_median(rows).double()

@@ -33,7 +33,6 @@ from neurollm.random import stream
 ADAM = {"betas": (0.9, 0.999), "eps": 6.25e-10}  # Gao et al. 2024
 CENTRED = ("mean_square", "z_score", "whiten")  # normalisations that leave a mean of zero
 DEAD_EVERY = 10  # steps after which it is looked up again which features are dead
-RESAMPLED_NORM = 0.2  # of a resampled encoder direction, in mean norms of the others; Bricken et al. 2023
 
 
 class Learner(ABC):
@@ -55,6 +54,9 @@ class Learner(ABC):
     dictionary: ClassVar[type[SAE]]
     options: ClassVar[type[Training]] = Training
     bias: ClassVar[str] = "b_enc"  # what is added to z · W_enc to find the code
+    # Length of a resampled encoder direction, in mean lengths of the others. Bricken et al. (2023) take .2 with ReLU;
+    # a feature so weak would pass no threshold and win no competition.
+    resampled_norm: ClassVar[float] = 0.2
 
     def __init__(
         self,
@@ -91,6 +93,7 @@ class Learner(ABC):
             "steps": torch.zeros((), dtype=torch.int64),
             "resampled": torch.zeros((), dtype=torch.int64),
             "origin": torch.zeros(d_in, device=self.device),
+            "size": torch.ones(()),  # RMS of a dimension of x̃
             **self._carried(),
         }
 
@@ -116,9 +119,14 @@ class Learner(ABC):
         """Look at the first batch before the first step."""
         if self.training.normalisation not in CENTRED:
             self.carried["origin"].copy_(x.mean(0))
+        if self.training.normalisation == "none":
+            self.carried["size"].copy_((x - x.mean(0)).square().mean().sqrt().clamp_min(1e-30))
 
     def calibrate(self, x: torch.Tensor) -> None:  # noqa: B027 - only architectures with thresholds need it
         """Fit what depends on the data to the first batch, when the weights are random."""
+
+    def adopt(self, x: torch.Tensor) -> None:  # noqa: B027 - only steered penalties need it
+        """Fit what is not a weight to the first batch, when the weights are those of a dictionary."""
 
     @abstractmethod
     def gradients(self, x: torch.Tensor, progress: float = 0.0) -> dict[str, torch.Tensor]:
@@ -250,7 +258,10 @@ class Learner(ABC):
             return
         z = x - self.parameters["b_dec"]
         loss = self._residual(x).square().sum(1).double()
-        rows, loss = self.group.gather(z.reshape(-1)).reshape(-1, self.d_in), self.group.gather(loss)
+        place = self.group.rank + self.group.size * torch.arange(len(x), device=x.device)  # see Group.share
+        order = self.group.gather(place).argsort()
+        rows = self.group.gather(z.reshape(-1)).reshape(-1, self.d_in)[order]
+        loss = self.group.gather(loss)[order]
         chance = loss.square().cpu().numpy()
         draw = stream(self.random_state, "resample", int(self.carried["steps"]))
         chosen = draw.choice(len(chance), len(dead), p=chance / chance.sum())
@@ -260,9 +271,9 @@ class Learner(ABC):
         alive = self.silent < self.training.dead_after_tokens
         norms = self.parameters["W_enc"].norm(dim=1)
         norm = norms[alive].mean() if alive.any() else norms.mean()
-        self.parameters["W_dec"][dead] = directions
-        self.parameters["W_enc"][dead] = directions * norm * RESAMPLED_NORM
-        self.parameters[self.bias][dead] = 0
+        new = {**self._fresh(alive), "W_dec": directions, "W_enc": directions * norm * self.resampled_norm}
+        for name, value in new.items():
+            self.parameters[name][dead] = value
         for name, weight in self.parameters.items():
             if name != "b_dec":
                 for moment in ("exp_avg", "exp_avg_sq"):
@@ -271,19 +282,24 @@ class Learner(ABC):
         self.is_dead[dead] = False
         self.refresh()
 
+    def _fresh(self, alive: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What a resampled feature begins with beside its directions; `alive` are the other features."""
+        return {self.bias: torch.zeros((), device=self.device)}
+
     @abstractmethod
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         """x̂ − x̃ with the present weights."""
 
     # --- what is read from outside ---
 
-    def read_window(self) -> dict[str, float]:
+    def read_window(self) -> dict[str, float | None]:
         """Explained variance, loss per dimension, L0 and dead features since the last call, which this one forgets."""
         error, norm, active, tokens = self.window.tolist()
         self.window.zero_()
+        tokens = max(tokens, 1.0)
         dead = int((self.silent >= self.training.dead_after_tokens).sum())
         return {
-            "explained_variance": round(1 - error / norm, 5),
+            "explained_variance": round(1 - error / norm, 5) if norm > 0 else None,
             "loss": round(error / (tokens * self.d_in), 6),
             "l0": round(active / tokens, 3),
             "dead": dead,
@@ -299,6 +315,10 @@ class Learner(ABC):
         """Copy weights with SAELens names and shapes into the parameters of the same names."""
         for name in self.parameters.keys() & weights.keys():
             self.parameters[name].copy_(weights[name].T if name == "W_enc" else weights[name])
+
+    def diverged(self) -> bool:
+        """Whether the loss is not a finite number any more."""
+        return not bool(torch.isfinite(self.window).all())
 
     def state(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor that the next step depends on, by name."""

@@ -7,6 +7,7 @@ training is folded into the weights where it does not depend on the token.
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -86,6 +87,11 @@ class Plan:
     def __post_init__(self) -> None:
         if self.architecture not in LEARNERS:
             raise InvalidInput(f"architecture {self.architecture!r} is unknown; use one of {', '.join(LEARNERS)}")
+        for name in ("n_features", "k", "n_tokens", "random_state"):
+            try:
+                object.__setattr__(self, name, operator.index(getattr(self, name)))
+            except TypeError:
+                raise InvalidInput(f"{name} must be a whole number, got {getattr(self, name)!r}") from None
         if not 1 <= self.k <= self.n_features or self.n_tokens < 1:
             raise InvalidInput(
                 f"n_features is {self.n_features}, k {self.k}, n_tokens {self.n_tokens}; expected "
@@ -97,8 +103,9 @@ class Plan:
                 f"training: architecture {self.architecture!r} takes options of class {wanted.__name__}, got "
                 f"{type(self.training).__name__}"
             )
-        if any(not 0 <= share <= 1 for share in self.snapshots):
-            raise InvalidInput(f"snapshots are fractions of the tokens from 0 to 1, got {list(self.snapshots)}")
+        object.__setattr__(self, "snapshots", tuple(float(share) for share in self.snapshots))
+        if any(not 0 < share <= 1 for share in self.snapshots):
+            raise InvalidInput(f"snapshots are fractions of the tokens above 0, at most 1; got {list(self.snapshots)}")
         if self.snapshots and self.out is None:
             raise InvalidInput("snapshots need a folder: give out")
         if self.out is not None and Path(self.out).exists() and not Path(self.out).is_dir():
@@ -218,7 +225,9 @@ class _Run:
             **({"snapshots": list(plan.snapshots)} if plan.snapshots else {}),
         }
         self.folder = None if plan.out is None else Path(plan.out)
-        self.result = None if self.folder is None else _finished(self.folder, self.description)
+        asked = plan.training or kind.options()
+        automatic = [name for name in ("precision", "device") if getattr(asked, name) == "auto"]
+        self.result = None if self.folder is None else _finished(self.folder, self.description, automatic)
         if self.result is not None:
             return
         self.checkpoint = None if self.folder is None else Checkpoint(self.folder, self.description)
@@ -249,6 +258,7 @@ class _Run:
 
     def save(self) -> None:
         """Write a checkpoint."""
+        self._refuse_divergence()
         if self.checkpoint is not None and self.group.rank == 0:
             self.checkpoint.save(self.at, dict(self.learner.state()))
         self.group.barrier()
@@ -262,6 +272,8 @@ class _Run:
             self.learner.start(x)
             if self.fresh:
                 self.learner.calibrate(x)
+            else:
+                self.learner.adopt(x)
         before = at["tokens"]
         self.learner.step(self.group.share(x), before / total)
         at["tokens"] += len(batch)
@@ -279,10 +291,20 @@ class _Run:
         due = at["step"] % self.training.log_every == 0 or at["step"] in EARLY
         if not due and at["tokens"] < self.plan.n_tokens:
             return ""
+        self._refuse_divergence()
         entry = {"tokens": at["tokens"], **self.learner.read_window()}
         at["history"].append(entry)
-        numbers = f"EV {entry['explained_variance']:.4f}  loss {entry['loss']:.4f}  L0 {entry['l0']:.1f}"
-        return f"{numbers}  dead {entry['dead']}"
+        ev = "" if entry["explained_variance"] is None else f"EV {entry['explained_variance']:.4f}  "
+        return f"{ev}loss {entry['loss']:.4f}  L0 {entry['l0']:.1f}  dead {entry['dead']}"
+
+    def _refuse_divergence(self) -> None:
+        """Stop before numbers that are none replace the last good checkpoint."""
+        if self.learner.diverged():
+            raise InvalidInput(
+                f"training of {self.plan.architecture} ({self.plan.n_features} features) diverged: by step "
+                f"{self.at['step']} its loss is not a finite number; choose a learning_rate below "
+                f"{self.training.learning_rate:g}"
+            )
 
     def _snapshot(self) -> None:
         if self.group.rank == 0:
@@ -386,8 +408,8 @@ class _Pass:
         raise InvalidInput("activation store: a batch contains NaN or infinite values")
 
 
-def _finished(folder: Path, run: dict[str, Any]) -> Dictionary | None:
-    """The dictionary of this very run if the folder already holds it."""
+def _finished(folder: Path, run: dict[str, Any], automatic: list[str]) -> Dictionary | None:
+    """The dictionary of this very run if the folder already holds it, whatever the `automatic` options were there."""
     side = folder / SIDE_FILE
     if not side.is_file():
         if (folder / CONFIG_FILE).is_file() and not (folder / POINTER).is_file():
@@ -397,7 +419,9 @@ def _finished(folder: Path, run: dict[str, Any]) -> Dictionary | None:
         found = json.loads(side.read_text(encoding="utf-8"))["provenance"]["run"]
     except (ValueError, KeyError, TypeError):
         found = {"architecture": "unknown"}
-    refuse_other_run(found, run, side)
+    there = found.get("training", {})
+    same = {**run, "training": run["training"] | {name: there[name] for name in automatic if name in there}}
+    refuse_other_run(found, same, side)
     dictionary = load_dictionary(folder)
     checkpoint = Checkpoint(folder, run)
     checkpoint.sweep()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch
 from neurollm.errors import InvalidInput
 from neurollm.models import has_fast_bfloat16
 
+WHOLE = ("batch_size", "auxk", "dead_after_tokens", "log_every", "checkpoint_every")
 MAX_DEAD_AFTER = 10_000_000  # tokens; Gao et al. 2024
 CHOICES = {
     "normalisation": ("mean_square", "z_score", "whiten", "layer_norm", "unit_norm", "none"),
@@ -63,7 +65,7 @@ class Training:
         10 million tokens.
     resample_every : float, default=0.0
         Fraction of the tokens after which dead features are given new directions, those of tokens with a large
-        error (Bricken et al. 2023), again and again until half of the tokens are seen; 0: never.
+        error (Bricken et al. 2023), again and again until half of the tokens are seen; below 0.5, 0: never.
     precision : {"auto", "bfloat16", "float32"}
         Precision in which active features are *found*; their values, gradients, weights and thresholds are float32.
         ``"auto"``: bfloat16 where the processor multiplies it faster.
@@ -101,6 +103,11 @@ class Training:
         self._require("positive", lambda v: v is None or v > 0, self._positive())
         self._require("a fraction from 0 to 1", lambda v: 0 <= v <= 1, self._fractions())
         self._require("0 or more", lambda v: v >= 0, ("auxk_coefficient",))
+        self._require("below 0.5", lambda v: v < 0.5, ("resample_every",))
+        if self.nonnegative and self.normalisation == "whiten":
+            raise InvalidInput(
+                "training: nonnegative with normalisation 'whiten' would not stay so: un-whitening mixes the dimensions"
+            )
 
     def _positive(self) -> tuple[str, ...]:
         return ("learning_rate", "batch_size", "auxk", "dead_after_tokens", "log_every", "checkpoint_every")
@@ -111,9 +118,12 @@ class Training:
     def _require(self, what: str, holds: Any, names: tuple[str, ...]) -> None:
         for name in names:
             value = getattr(self, name)
-            number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-            if not (number and holds(value)):
-                raise InvalidInput(f"training: {name} must be {what}, got {value!r}")
+            number = value is None or (isinstance(value, Real) and not isinstance(value, bool))
+            whole = name in WHOLE and number and value is not None
+            if not (number and holds(value)) or (whole and value != int(value)):
+                raise InvalidInput(f"training: {name} must be {what}{', a whole number' * whole}, got {value!r}")
+            if value is not None:  # plain numbers, that can be written as JSON
+                object.__setattr__(self, name, int(value) if whole else float(value))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Training:
@@ -206,7 +216,8 @@ class PenaltyTraining(Training):
     Parameters
     ----------
     sparsity : float, optional
-        Weight of the penalty. Default: it is steered so that about k features are active on a token.
+        Weight of the penalty. Default: it is steered so that about k features are active on a token; with the KL
+        penalty 1.
     sparsity_warmup : float, default=0.1
         Fraction of the tokens over which a given penalty rises from 0; a steered one begins small by itself.
     """
@@ -249,12 +260,15 @@ class JumpReLUTraining(PenaltyTraining):
     ----------
     sparsity : float, optional
         Weight of (L0 / k − 1)². Default: 1.
+    sparsity_warmup : float, default=0.0
     bandwidth : float, default=0.1
-        Width of the kernel through which thresholds get a gradient, in units of the RMS of a dimension of x̃.
+        Width of the kernel through which thresholds get a gradient, in units of the RMS of a dimension of x̃ (with
+        normalisation "none", of the first batch).
     threshold : float, optional
         Where thresholds begin. Default: where k features are active on a token of the first batch.
     """
 
+    sparsity_warmup: float = 0.0
     bandwidth: float = 0.1
     threshold: float | None = None
 

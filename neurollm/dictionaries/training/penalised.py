@@ -20,13 +20,14 @@ token, K(u) = 1 for |u| < ½, ε the bandwidth:
     L = ‖r‖² / (n d) + λ (L0 / k − 1)²
     ∂a / ∂θ = −(θ / ε) K((pre − θ) / ε),   ∂L0 / ∂θ = −(1 / ε) K((pre − θ) / ε)     pseudo-derivatives
 
-Thresholds are float32, and learnt as log θ. Where λ is not given it is steered: after
-every step log λ moves by a small multiple of log(L0 / k).
+Thresholds are float32, and learnt as log θ. Where λ of an L1 penalty is not given it is
+steered: after every step log λ moves by a small multiple of log(L0 / k). Going on from a
+dictionary, it begins where the gradient of its active features vanishes, λ = −2 r · dᵢ / ‖dᵢ‖.
 """
 
 from __future__ import annotations
 
-import math
+from typing import ClassVar
 
 import torch
 
@@ -39,6 +40,7 @@ from neurollm.dictionaries.training.options import GatedTraining, JumpReLUTraini
 STEER = 0.03  # change of log λ after a step for each unit of log(L0 / k) that is to be expected
 SMOOTH, DAMPING = 0.03, 8.0  # what is to be expected: log(L0 / k) goes on changing as it did
 START = 0.1  # λ before it is steered
+MOST = 1e4  # λ at most; far beyond it nothing is active
 FLOOR = 1e-6  # of a mean activation in the KL penalty
 
 
@@ -46,12 +48,18 @@ class PenaltyLearner(Learner):
     """What these architectures share: the code above a limit, and the weight of the penalty."""
 
     training: PenaltyTraining
+    default: ClassVar[float] = 1.0  # λ when it is neither given nor steered
+
+    @property
+    def steered(self) -> bool:
+        """Whether λ follows L0."""
+        return self.training.sparsity is None
 
     def _carried(self) -> dict[str, torch.Tensor]:
-        given = self.training.sparsity
+        given = self.default if self.training.sparsity is None else self.training.sparsity
         return {
-            "sparsity": torch.tensor(START if given is None else float(given), device=self.device),
-            "level": torch.tensor(math.log(self.n_features / 2 / self.k), device=self.device),  # log(L0 / k), smoothed
+            "sparsity": torch.tensor(START if self.steered else float(given), device=self.device),
+            "level": torch.tensor(float("nan"), device=self.device),  # log(L0 / k), smoothed; NaN: not seen yet
             "density": torch.ones((), dtype=torch.float64),  # share of places in the last code
         }
 
@@ -60,27 +68,30 @@ class PenaltyLearner(Learner):
         if float(self.carried["density"]) > CROSSOVER:
             code: Code = DenseCode(len(z), self.n_features)
             pre = self.encoder()(z)
-            share = (pre > limit).double().mean()
+            places = (pre > limit).sum().double()
         else:
             code = self.encoder().above(z, limit)
             pre = self.exact(code, z)
-            share = torch.tensor(len(code.columns) / (len(z) * self.n_features), dtype=torch.float64)
-        self.carried["density"].copy_(share)
+            places = torch.tensor(float(len(code.columns)), dtype=torch.float64)
+        counts = torch.stack([places.cpu(), torch.tensor(float(len(z)), dtype=torch.float64)]).to(self.device)
+        self.group.sum([counts])  # so that all processes go on in the same way
+        self.carried["density"].copy_(counts[0] / (counts[1] * self.n_features))
         return code, pre
 
     def sparsity(self, progress: float) -> torch.Tensor:
         """Weight of the penalty now."""
-        steered = self.training.sparsity is None  # which begins small by itself
-        warmup = 0.0 if steered else self.training.sparsity_warmup
+        warmup = 0.0 if self.steered else self.training.sparsity_warmup  # a steered one begins small by itself
         return self.carried["sparsity"] * (min(1.0, progress / warmup) if warmup else 1.0)
 
     def _after_step(self, x: torch.Tensor, progress: float) -> None:
-        if self.training.sparsity is None:
+        if self.steered:
             now = torch.log((self.sums[2] / self.sums[3]).clamp_min(0.01 * self.k) / self.k).float()
             before = self.carried["level"]
+            before.copy_(torch.where(before.isnan(), now, before))
             before += SMOOTH * (now - before)  # where it was about 1 / SMOOTH steps ago
             ahead = now + DAMPING * (now - before)
-            self.carried["sparsity"] *= torch.exp(STEER * ahead.clamp(-1, 1))
+            weight = self.carried["sparsity"]
+            weight.mul_(torch.exp(STEER * ahead.clamp(-1, 1))).clamp_(max=MOST)
         super()._after_step(x, progress)
 
     def norms(self) -> torch.Tensor:
@@ -93,6 +104,18 @@ class PenaltyLearner(Learner):
         """Add the gradient of weight · Σ a ‖d‖ with respect to the decoder."""
         share = weight * code.column_sums(acts) / self.norms()
         gradients["W_dec"] += share[:, None] * self.parameters["W_dec"]
+
+    def adopt(self, x: torch.Tensor) -> None:
+        """Begin with the λ at which the weights that were loaded are at rest."""
+        if self.steered:
+            code, residual, active = self._penalised(x)
+            slope = code.dots(residual, self.parameters["W_dec"]) / code.at(self.norms())
+            estimate = -2 * (slope * active).sum() / active.sum().clamp_min(1)
+            self.carried["sparsity"].copy_(estimate.clamp(1e-3, MOST))
+
+    def _penalised(self, x: torch.Tensor) -> tuple[Code, torch.Tensor, torch.Tensor]:
+        """Code, residual of what the penalty shortens, and where it is active."""
+        raise NotImplementedError
 
     def per_row(self, weight: torch.Tensor) -> torch.Tensor:
         """A weight of a sum over features, divided by n d."""
@@ -107,6 +130,11 @@ class ReLULearner(PenaltyLearner):
     """Learns a ReLU SAE with an L1 or KL penalty."""
 
     dictionary, options = ReLUSAE, ReLUTraining
+
+    @property
+    def steered(self) -> bool:
+        """Whether λ follows L0. Under the KL penalty it is the mean activation, not L0, that has a target."""
+        return super().steered and self.training.penalty == "l1"
 
     def gradients(self, x: torch.Tensor, progress: float = 0.0) -> dict[str, torch.Tensor]:
         """See `Learner.gradients`."""
@@ -132,17 +160,21 @@ class ReLULearner(PenaltyLearner):
         return gradients
 
     def _kl_gradient(self, code: Code, acts: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        size = self.training.batch_size
-        mean = code.column_sums(acts / (1 + acts)) / size
-        self.group.sum([mean])
-        mean = mean.clamp(FLOOR, 1 - FLOOR)
+        rows = torch.tensor(float(code.n_rows), device=acts.device)
+        mean = code.column_sums(acts / (1 + acts))
+        self.group.sum([mean, rows])
+        mean = (mean / rows).clamp(FLOOR, 1 - FLOOR)
         target = self.k / self.n_features
         slope = weight * ((1 - target) / (1 - mean) - target / mean)
-        return code.at(slope) / (size * (1 + acts).square())
+        return code.at(slope) / (self.training.batch_size * (1 + acts).square())
+
+    def _penalised(self, x: torch.Tensor) -> tuple[Code, torch.Tensor, torch.Tensor]:
+        code, pre = self.find(x - self.parameters["b_dec"], 0.0)
+        acts = pre.relu_()
+        return code, code.decode(acts, self.parameters["W_dec"]) + self.parameters["b_dec"] - x, acts > 0
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
-        code, pre = self.find(x - self.parameters["b_dec"], 0.0)
-        return code.decode(pre.relu_(), self.parameters["W_dec"]) + self.parameters["b_dec"] - x
+        return self._penalised(x)[1]
 
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Learner.weights`."""
@@ -157,6 +189,10 @@ class GatedLearner(PenaltyLearner):
     def _initial(self) -> dict[str, torch.Tensor]:
         zeros = {name: torch.zeros(self.n_features) for name in ("r_mag", "b_mag")}
         return {**super()._initial(), **zeros}
+
+    def _fresh(self, alive: torch.Tensor) -> dict[str, torch.Tensor]:
+        zero = torch.zeros((), device=self.device)
+        return {**super()._fresh(alive), "b_mag": zero, "r_mag": zero}
 
     def _values(self, code: Code, gate: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """v · e^r, the gated magnitudes a, and ReLU(π)."""
@@ -189,6 +225,11 @@ class GatedLearner(PenaltyLearner):
         self.add_auxk(gradients, z, -residual)
         return gradients
 
+    def _penalised(self, x: torch.Tensor) -> tuple[Code, torch.Tensor, torch.Tensor]:
+        code, gate = self.find(x - self.parameters["b_dec"], 0.0)
+        opened = gate.relu()
+        return code, code.decode(opened, self.parameters["W_dec"]) + self.parameters["b_dec"] - x, gate > 0
+
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         code, gate = self.find(x - self.parameters["b_dec"], 0.0)
         _, acts, _ = self._values(code, gate)
@@ -204,27 +245,29 @@ class JumpReLULearner(PenaltyLearner):
 
     dictionary, options = JumpReLUSAE, JumpReLUTraining
     training: JumpReLUTraining
+    resampled_norm = 1.0
+    steered = False  # the target for L0 is in the loss
+
+    def _fresh(self, alive: torch.Tensor) -> dict[str, torch.Tensor]:
+        threshold = self.parameters["log_threshold"]
+        return {**super()._fresh(alive), "log_threshold": threshold[alive].mean() if alive.any() else threshold.mean()}
 
     def _initial(self) -> dict[str, torch.Tensor]:
         given = self.training.threshold
         start = torch.full((self.n_features,), 1.0 if given is None else float(given))
         return {**super()._initial(), "log_threshold": start.log()}
 
-    def _carried(self) -> dict[str, torch.Tensor]:
-        fixed = 1.0 if self.training.sparsity is None else float(self.training.sparsity)
-        return {**super()._carried(), "sparsity": torch.tensor(fixed, device=self.device)}
-
     def calibrate(self, x: torch.Tensor) -> None:
         """Put the thresholds where k features are active on a token."""
         if self.training.threshold is None:
             pre = self.encoder()(x[:1024] - self.parameters["b_dec"]).relu().reshape(-1)
             wanted = min(self.k * len(x[:1024]), len(pre))
-            limit = pre.topk(wanted, sorted=True).values[-1].clamp_min(1e-3)
+            limit = pre.topk(wanted, sorted=True).values[-1].clamp_min(1e-3 * float(self.carried["size"]))
             self.parameters["log_threshold"].fill_(limit.log())
 
     def gradients(self, x: torch.Tensor, progress: float = 0.0) -> dict[str, torch.Tensor]:
         """See `Learner.gradients`."""
-        decoder, width = self.parameters["W_dec"], self.training.bandwidth
+        decoder, width = self.parameters["W_dec"], self.training.bandwidth * float(self.carried["size"])
         theta = self.parameters["log_threshold"].exp()
         z = x - self.parameters["b_dec"]
         code, pre = self.find(z, theta - width / 2)
@@ -244,9 +287,6 @@ class JumpReLULearner(PenaltyLearner):
         gradients["log_threshold"] = d_theta * theta
         self.add_auxk(gradients, z, -residual)
         return gradients
-
-    def _after_step(self, x: torch.Tensor, progress: float) -> None:
-        Learner._after_step(self, x, progress)  # the target for L0 is in the loss: nothing to steer
 
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         theta = self.parameters["log_threshold"].exp()

@@ -25,7 +25,7 @@ from neurollm.dictionaries.kernels import SparseCode
 from neurollm.dictionaries.sae import SAE
 from neurollm.dictionaries.training.learner import Learner
 from neurollm.dictionaries.training.options import BatchTopKTraining, MatryoshkaTraining, TopKTraining
-from neurollm.errors import InvalidInput
+from neurollm.errors import DataMismatch, InvalidInput
 
 GUESS = 0.8  # of the last batch's threshold: where the search for the next one begins
 
@@ -34,6 +34,7 @@ class TopKLearner(Learner):
     """Learns a TopK SAE."""
 
     dictionary, options = TopKSAE, TopKTraining
+    resampled_norm = 1.0
 
     def gradients(self, x: torch.Tensor, progress: float = 0.0) -> dict[str, torch.Tensor]:
         """See `Learner.gradients`."""
@@ -107,7 +108,9 @@ class BatchTopKLearner(TopKLearner):
         return code.subset(keep), values[keep]
 
     def _note(self, limit: float) -> None:
-        running, rate = self.carried["threshold"], self.training.threshold_rate
+        # At first the mean of the last fifth of the steps: early thresholds are those of other weights.
+        rate = max(self.training.threshold_rate, 5 / (5 + int(self.carried["steps"])))
+        running = self.carried["threshold"]
         self.carried["last_threshold"].fill_(limit)
         running.copy_(torch.where(running < 0, limit, (1 - rate) * running + rate * limit))
 
@@ -130,7 +133,13 @@ class BatchTopKLearner(TopKLearner):
         """See `Learner.load`."""
         super().load(sae)
         if "threshold" in sae.weights:
-            self._note(float(sae.weights["threshold"].mean()))
+            thresholds = sae.weights["threshold"]
+            if not torch.allclose(thresholds, thresholds.mean(), rtol=1e-3):
+                raise DataMismatch(
+                    f"init_from: {sae} has a threshold for each feature; this training has one for all, by which its "
+                    "features compete (dictionaries trained with decoder_norm 'free' end with different ones)"
+                )
+            self._note(float(thresholds.mean()))
 
 
 class MatryoshkaLearner(BatchTopKLearner):

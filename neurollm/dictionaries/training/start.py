@@ -96,8 +96,15 @@ def geometric_median(rows: torch.Tensor, n_iter: int = 200, tolerance: float = 1
     rows = rows.double()
     point, scale = rows.mean(0), rows.std(0).norm().clamp_min(1e-12)
     for _ in range(n_iter):
-        weights = 1.0 / (rows - point).norm(dim=1).clamp_min(1e-9 * scale)
+        distance = (rows - point).norm(dim=1)
+        here = distance <= 1e-9 * scale  # rows at the very point: they hold it as strongly as there are of them
+        weights = torch.where(here, 0.0, 1.0 / distance.clamp_min(1e-9 * scale))
+        if not weights.any():
+            break
         new = (rows * weights[:, None]).sum(0) / weights.sum()
+        pull = ((rows - point) * weights[:, None]).sum(0).norm()
+        hold = min(1.0, float(here.sum() / pull.clamp_min(1e-300)))
+        new = (1 - hold) * new + hold * point
         done = (new - point).norm() <= tolerance * scale
         point = new
         if done:
@@ -122,9 +129,10 @@ def continue_from(learner: Learner, sae: SAE, norm: Normalisation) -> None:
             f"{learner.dictionary.architecture!r}"
         )
     if sae.normalisation.per_token != norm.per_token:
+        advice = "set the option normalisation" if sae.normalisation.needs_input else "no training offers that"
         raise DataMismatch(
             f"init_from: {sae} normalises tokens by {sae.normalisation.per_token!r}, this training by "
-            f"{norm.per_token!r}; set the option normalisation"
+            f"{norm.per_token!r}; {advice}"
         )
     if norm.foldable and not norm.is_identity:  # raw activations are x = (u + shift · A) · A⁻¹: fold that
         shift = torch.zeros(sae.d_in) if norm.shift is None else norm.shift.double()
@@ -135,4 +143,6 @@ def continue_from(learner: Learner, sae: SAE, norm: Normalisation) -> None:
             sae = sae.unit_decoder()
         except InvalidInput as error:
             raise DataMismatch(f"init_from: {error}; set the option decoder_norm to 'free'") from error
+    if learner.training.nonnegative and float(sae.weights["W_dec"].min()) < -1e-6:
+        raise DataMismatch(f"init_from: {sae} has negative decoder weights; a nonnegative training would cut them off")
     learner.load(sae.with_input_bias())
