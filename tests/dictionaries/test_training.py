@@ -456,3 +456,16 @@ def test_a_store_of_another_site_or_model_is_refused_in_evaluation(trained, scri
         evaluate_dictionary(trained, script.MemoryStore(acts, site=Site(2)))
     with pytest.raises(DataMismatch, match="fingerprint aaaa"):
         evaluate_dictionary(trained, script.MemoryStore(acts, fingerprint="d" * 64))
+
+
+@pytest.mark.parametrize("name", LEARNERS)
+def test_the_first_reconstructions_have_the_best_factor(name, planted_store):
+    found = learner(name, d=32, n_features=96, k=4, precision="float32")
+    x = normalisation(planted_store).apply(planted_store.rows(0, 200))
+    found.calibrate(x)
+    y = found._residual(x) + x
+    assert float((x * y).sum() / y.square().sum()) == pytest.approx(1, abs=0.02)
+    assert float((y - x).square().sum()) < float(x.square().sum())
+    own = learner(name, d=32, n_features=96, k=4, precision="float32", encoder_init="random")
+    own.calibrate(x)
+    np.testing.assert_allclose(own.parameters["W_enc"].norm(dim=1), 1.0, rtol=1e-5)

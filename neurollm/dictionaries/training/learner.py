@@ -122,8 +122,22 @@ class Learner(ABC):
         if self.training.normalisation == "none":
             self.carried["size"].copy_((x - x.mean(0)).square().mean().sqrt().clamp_min(1e-30))
 
-    def calibrate(self, x: torch.Tensor) -> None:  # noqa: B027 - only architectures with thresholds need it
-        """Fit what depends on the data to the first batch, when the weights are random."""
+    def calibrate(self, x: torch.Tensor) -> None:
+        """Fit what depends on the data to the first batch, when the weights are random.
+
+        An encoder that is the transpose of the decoder overshoots, because active directions overlap. It is
+        multiplied by the factor <z, y> / ‖y‖² with which the first reconstructions y fit best.
+        """
+        if self.training.encoder_init == "transpose":
+            z = x - self.parameters["b_dec"]
+            y = self._residual(x) + z
+            size = y.square().sum()
+            if size > 0:
+                self._rescale(((z * y).sum() / size).clamp(1e-3, 1.0))
+
+    def _rescale(self, factor: torch.Tensor) -> None:
+        """Multiply all pre-activations, biases being zero."""
+        self.parameters["W_enc"] *= factor
 
     def adopt(self, x: torch.Tensor) -> None:  # noqa: B027 - only steered penalties need it
         """Fit what is not a weight to the first batch, when the weights are those of a dictionary."""

@@ -50,7 +50,8 @@ class Training:
     bias_init : {"mean", "geometric_median", "zero"}
         Where b_dec begins.
     encoder_init : {"transpose", "random"}
-        The encoder begins as the transpose of the decoder, or on its own.
+        The encoder begins as the transpose of the decoder, times the factor with which the first reconstructions
+        fit best; or on its own.
     decoder_norm : {"unit", "free"}
         ``"unit"``: decoder directions keep length 1, and the part of their gradient that would change it is removed.
         ``"free"``: they do not; penalties count a feature by its activation times its direction's length.

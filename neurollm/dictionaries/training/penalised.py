@@ -264,6 +264,12 @@ class JumpReLULearner(PenaltyLearner):
             wanted = min(self.k * len(x[:1024]), len(pre))
             limit = pre.topk(wanted, sorted=True).values[-1].clamp_min(1e-3 * float(self.carried["size"]))
             self.parameters["log_threshold"].fill_(limit.log())
+        super().calibrate(x)
+
+    def _rescale(self, factor: torch.Tensor) -> None:
+        super()._rescale(factor)
+        if self.training.threshold is None:
+            self.parameters["log_threshold"] += factor.log()
 
     def gradients(self, x: torch.Tensor, progress: float = 0.0) -> dict[str, torch.Tensor]:
         """See `Learner.gradients`."""

@@ -84,6 +84,11 @@ class BatchTopKLearner(TopKLearner):
         pre = self.encoder()(x[:256] - self.parameters["b_dec"])
         values = pre.relu().reshape(-1).sort(descending=True).values
         self.carried["last_threshold"].copy_(values[min(self.k * len(pre), len(values) - 1)])
+        super().calibrate(x)
+
+    def _rescale(self, factor: torch.Tensor) -> None:
+        super()._rescale(factor)
+        self.carried["last_threshold"] *= factor.cpu()
 
     def find(self, z: torch.Tensor) -> tuple[SparseCode, torch.Tensor]:
         """The k n largest activations of the batch of all processes: exactly, not by a sample."""
