@@ -79,7 +79,10 @@ class Job:
         self.rows, self.device = rows, args.device
         self.d, self.n_features, self.k = rows.shape[1], args.features, args.k
         self.batch, self.steps = args.batch_size, args.tokens // args.batch_size
-        options = TopKTraining(batch_size=self.batch, device=args.device, decay=0.2, warmup=0.02)
+        # The start for short trainings, see the option; SAELens and sparsify begin with short encoders, too.
+        options = TopKTraining(
+            batch_size=self.batch, device=args.device, decay=0.2, warmup=0.02, encoder_init=args.encoder_init
+        )
         self.training = options.resolve(self.d, self.n_features, self.steps * self.batch)
 
     def batches(self) -> Iterator[torch.Tensor]:
@@ -292,6 +295,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--only", nargs="+", default=list(PEERS), choices=list(PEERS))
+    parser.add_argument("--encoder-init", default="fitted", help="of neurollm: fitted, transpose (its default) or random")
     parser.add_argument("--crossover", action="store_true")
     args = parser.parse_args()
     train, held_out = load(args)

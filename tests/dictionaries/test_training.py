@@ -285,7 +285,7 @@ def test_training_options_are_checked_and_round_trip():
         MatryoshkaTraining(widths=(0.5, 0.25, 1.0))
     with pytest.raises(InvalidInput, match=r"auxk must be positive, a whole number, got 2\.5"):
         TopKTraining(auxk=2.5)
-    with pytest.raises(InvalidInput, match="resample_every must be below 0.5"):
+    with pytest.raises(InvalidInput, match=r"resample_every must be below 0\.5"):
         TopKTraining(resample_every=0.5)
     plain = TopKTraining(batch_size=np.int64(64), learning_rate=np.float32(0.5)).to_dict()
     assert json.loads(json.dumps(plain)) == plain
@@ -459,13 +459,15 @@ def test_a_store_of_another_site_or_model_is_refused_in_evaluation(trained, scri
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_the_first_reconstructions_have_the_best_factor(name, planted_store):
-    found = learner(name, d=32, n_features=96, k=4, precision="float32")
+def test_a_fitted_encoder_gives_first_reconstructions_the_best_factor(name, planted_store):
+    found = learner(name, d=32, n_features=96, k=4, precision="float32", encoder_init="fitted")
     x = normalisation(planted_store).apply(planted_store.rows(0, 200))
     found.calibrate(x)
     y = found._residual(x) + x
     assert float((x * y).sum() / y.square().sum()) == pytest.approx(1, abs=0.02)
     assert float((y - x).square().sum()) < float(x.square().sum())
-    own = learner(name, d=32, n_features=96, k=4, precision="float32", encoder_init="random")
-    own.calibrate(x)
-    np.testing.assert_allclose(own.parameters["W_enc"].norm(dim=1), 1.0, rtol=1e-5)
+    for init in ("transpose", "random"):
+        own = learner(name, d=32, n_features=96, k=4, precision="float32", encoder_init=init)
+        own.calibrate(x)
+        np.testing.assert_allclose(own.parameters["W_enc"].norm(dim=1), 1.0, rtol=1e-5)
+        assert torch.equal(own.parameters["W_enc"], own.parameters["W_dec"]) == (init == "transpose")

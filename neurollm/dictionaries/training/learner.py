@@ -125,10 +125,10 @@ class Learner(ABC):
     def calibrate(self, x: torch.Tensor) -> None:
         """Fit what depends on the data to the first batch, when the weights are random.
 
-        An encoder that is the transpose of the decoder overshoots, because active directions overlap. It is
-        multiplied by the factor <z, y> / ‖y‖² with which the first reconstructions y fit best.
+        An encoder that is the transpose of the decoder overshoots, because active directions overlap. On request
+        it is multiplied by the factor <z, y> / ‖y‖² with which the first reconstructions y fit best.
         """
-        if self.training.encoder_init == "transpose":
+        if self.training.encoder_init == "fitted":
             z = x - self.parameters["b_dec"]
             y = self._residual(x) + z
             size = y.square().sum()

@@ -21,7 +21,7 @@ MAX_DEAD_AFTER = 10_000_000  # tokens; Gao et al. 2024
 CHOICES = {
     "normalisation": ("mean_square", "z_score", "whiten", "layer_norm", "unit_norm", "none"),
     "bias_init": ("mean", "geometric_median", "zero"),
-    "encoder_init": ("transpose", "random"),
+    "encoder_init": ("transpose", "fitted", "random"),
     "decoder_norm": ("unit", "free"),
     "precision": ("auto", "bfloat16", "float32"),
     "penalty": ("l1", "kl"),
@@ -49,9 +49,10 @@ class Training:
         ``"whiten"``: no correlations. ``"layer_norm"``, ``"unit_norm"``: each token by itself. ``"none"``.
     bias_init : {"mean", "geometric_median", "zero"}
         Where b_dec begins.
-    encoder_init : {"transpose", "random"}
-        The encoder begins as the transpose of the decoder, times the factor with which the first reconstructions
-        fit best; or on its own.
+    encoder_init : {"transpose", "fitted", "random"}
+        The encoder begins as the transpose of the decoder; as its transpose times the factor with which the first
+        reconstructions fit best, which is better after few steps, and leaves more features rare or dead after many; or
+        on its own.
     decoder_norm : {"unit", "free"}
         ``"unit"``: decoder directions keep length 1, and the part of their gradient that would change it is removed.
         ``"free"``: they do not; penalties count a feature by its activation times its direction's length.
