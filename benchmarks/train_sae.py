@@ -107,6 +107,7 @@ def neurollm(job: Job, dtype: str) -> Weights:
     """This package."""
     training = TopKTraining(**{**job.training.to_dict(), "precision": dtype})
     learner = TopKLearner(job.d, job.n_features, job.k, training)
+    learner.calibrate(next(job.batches()))
     with threads():
         job.each(lambda x, step: learner.step(x, step / job.steps))
     return learner.weights()
@@ -295,7 +296,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--only", nargs="+", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--encoder-init", default="fitted", help="of neurollm: fitted, transpose (its default) or random")
+    parser.add_argument("--encoder-init", default="fitted", help="of neurollm: fitted, transpose (default there), random")
     parser.add_argument("--crossover", action="store_true")
     args = parser.parse_args()
     train, held_out = load(args)

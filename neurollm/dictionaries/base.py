@@ -205,7 +205,8 @@ class Dictionary(ABC):
         Raises
         ------
         DataMismatch
-            If the site, the model's fingerprint, its depth or its width does not fit.
+            If the site, the model's fingerprint, its depth or its width does not fit, or the dictionary is
+            known to be of the output of a module (``provenance["module"]``) that is not its site in this model.
         """
         mine = f"model {self.model_name!r}" if self.model_name else "another model"
         if site is not None and site != self.site:
@@ -222,6 +223,13 @@ class Dictionary(ABC):
         if self.d_in != lm.d_model:
             raise DataMismatch(
                 f"{self} was trained on {mine} with width {self.d_in}; model {lm.name!r} has width {lm.d_model}"
+            )
+        module = self.provenance.get("module")
+        native = lm.module_named(module) if isinstance(module, str) else None
+        if native is not None and native is not lm.module_at(self.target_site):
+            raise DataMismatch(
+                f"{self} was trained on the output of module {module!r}; in model {lm.name!r} that is not "
+                f"{self.target_site}, which is what the block adds to the residual stream"
             )
 
     @property
@@ -252,7 +260,7 @@ class Dictionary(ABC):
         return f"dictionary {self.architecture} ({self.n_features:,} features at {self.site})"
 
     def _as_rows(self, x: torch.Tensor | np.ndarray, width: int, what: str) -> torch.Tensor:
-        rows = torch.as_tensor(x).to(self.device, torch.float32)
+        rows = as_tensor(x).to(self.device, torch.float32)
         if rows.ndim != 2 or rows.shape[1] != width:
             raise InvalidInput(f"{what}: expected shape (n, {width}), got {tuple(rows.shape)}")
         if not torch.isfinite(rows.sum()):  # a sum is far cheaper than a mask, and rarely overflows
@@ -264,6 +272,21 @@ class Dictionary(ABC):
     def _pieces(self, n_rows: int) -> list[slice]:
         size = min(4096, max(64, MAX_DENSE_VALUES // self.n_features))
         return [slice(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+
+
+def as_tensor(x: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """The same numbers as a tensor; arrays torch does not take as they are (reversed, foreign, read-only) are copied.
+
+    Raises
+    ------
+    InvalidInput
+        If it holds something else than real numbers.
+    """
+    if isinstance(x, np.ndarray):
+        if x.dtype.kind not in "biuf":
+            raise InvalidInput(f"an array holds {x.dtype} values; expected real numbers")
+        x = np.require(x, x.dtype.newbyteorder("=") if x.dtype.itemsize <= 8 else np.float64, ["C", "W"])
+    return torch.as_tensor(x)
 
 
 def _like(result: torch.Tensor, x: torch.Tensor | np.ndarray) -> torch.Tensor | np.ndarray:

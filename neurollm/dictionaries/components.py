@@ -37,6 +37,7 @@ from neurollm.random import stream
 logger = logging.getLogger("neurollm")
 
 BATCH = 8192
+ICA_ROWS = 50_000
 # Directions with less variance than this share of the largest cannot be told from rounding.
 RANK_TOLERANCE = 1e-10
 
@@ -212,7 +213,7 @@ class ICADictionary(LinearComponents):
         n_components: int | None = None,
         random_state: int = 0,
         *,
-        n_rows: int | None = 50_000,
+        n_rows: int | None = ICA_ROWS,
         site: Site | None = None,
         max_iter: int = 200,
         **options: Any,
@@ -258,7 +259,7 @@ class ICADictionary(LinearComponents):
         check_enough(len(x), wanted if n_components else 2)
         mean, covariance, n = moments(iter([x]))
         values, vectors = eigenvectors(covariance)
-        rank = min(int((values > RANK_TOLERANCE * values[0]).sum()), n - 1)
+        rank = _rank(values, n)
         if n_components and wanted > rank:
             raise InvalidInput(f"n_components: {n_components:,} asked for, but these activations have rank {rank:,}")
         count = min(wanted, rank)
@@ -344,6 +345,16 @@ def eigenvectors(covariance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         raise InvalidInput("the activations have no variance: all rows are alike")
     largest = vectors[np.arange(len(vectors)), np.abs(vectors).argmax(1)]
     return values, vectors * np.sign(largest)[:, None]
+
+
+def rank_of(data: Rows, n_rows: int | None, random_state: int) -> int:
+    """Number of directions with variance in the rows of `chosen_rows`: the most components ICA can find in them."""
+    _, covariance, n = moments(chosen_rows(data, n_rows, random_state))
+    return _rank(eigenvectors(covariance)[0], n)
+
+
+def _rank(values: np.ndarray, n: int) -> int:
+    return min(int((values > RANK_TOLERANCE * values[0]).sum()), n - 1)
 
 
 def _independent_rotation(whitened: np.ndarray, start: np.ndarray, max_iter: int) -> tuple[np.ndarray, bool]:

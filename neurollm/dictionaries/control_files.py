@@ -51,12 +51,17 @@ class Control(Dictionary):
 
         Raises
         ------
+        InvalidInput
+            If d_in or n_features is not a positive whole number.
         DataMismatch
             If ``control.safetensors`` is missing, damaged or another one, or a field is missing or wrong.
         """
         from neurollm.dictionaries.formats.native import SIDE_FILE
+        from neurollm.dictionaries.formats.reading import positive
 
         where = Path(folder) / SIDE_FILE
+        for key in ("d_in", "n_features"):
+            positive(side, key, where)
         try:
             model = {"model_name": side["model"]["name"], "model_fingerprint": side["model"]["fingerprint"]}
             site, parameters = Site.from_dict(side["site"]), side["parameters"]
@@ -70,6 +75,10 @@ class Control(Dictionary):
             raise DataMismatch(f"{where}: damaged ({error})") from error
         if dictionary.d_in != side["d_in"]:
             raise DataMismatch(f"{where}: d_in is {side['d_in']}, but {TENSORS_FILE} has {dictionary.d_in} dimensions")
+        if dictionary.n_features != side["n_features"]:
+            raise DataMismatch(
+                f"{where}: n_features is {side['n_features']}, but the other fields give {dictionary.n_features}"
+            )
         dictionary.metrics, dictionary.provenance = side.get("metrics", {}), side.get("provenance", {})
         return dictionary
 

@@ -8,6 +8,7 @@ on the activations of texts whose words are shuffled, see
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,15 @@ import numpy as np
 import torch
 
 from neurollm.dictionaries.base import Dictionary
-from neurollm.dictionaries.components import ICADictionary, PCADictionary, sample_rows
+from neurollm.dictionaries.components import (
+    ICA_ROWS,
+    ICADictionary,
+    PCADictionary,
+    chosen_rows,
+    moments,
+    rank_of,
+    sample_rows,
+)
 from neurollm.dictionaries.control_files import Control
 from neurollm.dictionaries.kernels import topk_of_relu
 from neurollm.dictionaries.nmf import NMFDictionary
@@ -24,6 +33,8 @@ from neurollm.dictionaries.sae import SAE
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.models import Site
 from neurollm.random import stream
+
+logger = logging.getLogger("neurollm")
 
 KINDS = ("raw_units", "random_directions", "random_sae", "pca", "ica", "nmf")
 # Rows on which the L0 of a random SAE is matched to that of the trained one.
@@ -125,14 +136,27 @@ class RandomDirections(Control):
         self._directions = torch.from_numpy(unit_rows(random_state, "random_directions", n_features, d_in))
 
     @classmethod
-    def matching(cls, dictionary: Dictionary, random_state: int = 0, k: int | None = None) -> RandomDirections:
-        """The control of a dictionary: same site, number of features and centre; k too, unless another is given."""
+    def matching(
+        cls,
+        dictionary: Dictionary,
+        random_state: int = 0,
+        k: int | None = None,
+        mean: torch.Tensor | None = None,
+    ) -> RandomDirections:
+        """The control of a dictionary: same site, number of features and centre; k too, unless another is given.
+
+        `mean`, that of the activations, is the centre where the dictionary has none of its own: where it
+        normalises every token by itself, or its encoder does not subtract b_dec.
+        """
+        centre = dictionary.centre
+        if mean is not None and not _has_centre(dictionary):
+            centre = mean
         return cls(
             dictionary.site,
             dictionary.d_in,
             dictionary.n_features,
             random_state,
-            mean=dictionary.centre,
+            mean=centre,
             k=k or getattr(dictionary, "k", None),
             model_name=dictionary.model_name,
             model_fingerprint=dictionary.model_fingerprint,
@@ -181,6 +205,11 @@ class RandomDirections(Control):
         return cls(site, d_in, **{**parameters, "mean": torch.tensor(parameters["mean"])}, **model)
 
 
+def _has_centre(dictionary: Dictionary) -> bool:
+    """Whether the encoder takes a point near the mean of the activations as the origin."""
+    return dictionary.centre is not None and getattr(dictionary, "subtract_decoder_bias", True)
+
+
 CONTROLS: dict[str, type[Control]] = {
     kind.architecture: kind for kind in (RawUnits, RandomDirections, PCADictionary, ICADictionary, NMFDictionary)
 }
@@ -214,7 +243,9 @@ def random_sae(dictionary: SAE, random_state: int = 0, data: Rows | None = None)
     -------
     SAE
         Of the same class: it is saved and loaded like any SAE. ``provenance["control"]``
-        says what it is.
+        says what it is, ``provenance["l0_matched"]`` the L0 that was wanted, ``l0``, and the one that was
+        reached. When they are more than 1 % apart, because the untrained features that are above 0 do not
+        suffice, or several have the same value, a warning is logged.
 
     Raises
     ------
@@ -246,7 +277,10 @@ def random_sae(dictionary: SAE, random_state: int = 0, data: Rows | None = None)
         x = torch.from_numpy(sample_rows(data, ROWS_FOR_L0, random_state))
         l0 = dictionary.encode_sparse(x).nnz / len(x)
         sae = _untrained(dictionary, rows, _threshold_for(sae, x, l0))
-        record["l0_matched"] = {"rows": len(x), "l0": l0}
+        reached = sae.encode_sparse(x).nnz / len(x)
+        record["l0_matched"] = {"rows": len(x), "l0": l0, "reached": reached}
+        if abs(reached - l0) > 0.01 * l0:
+            logger.warning("random_sae: an L0 of %.4g was wanted, %.4g was reached: no threshold gives it", l0, reached)
     sae.provenance = record
     return sae
 
@@ -277,7 +311,7 @@ def _untrained(dictionary: SAE, rows: torch.Tensor, threshold: float) -> SAE:
 
 def _threshold_for(sae: SAE, x: torch.Tensor, l0: float) -> float:
     """The threshold that leaves round(l0 · n) features of `sae`, which has none yet, on the rows `x` (n, d)."""
-    wanted = round(l0 * len(x))
+    wanted = min(round(l0 * len(x)), len(x) * sae.n_features - 1)
     largest = torch.zeros(wanted + 1)
     for piece in x.split(256):  # the largest of all are among the largest of the pieces
         values = sae.encode(piece).cpu().flatten()
@@ -301,9 +335,10 @@ def controls_of(
     data : ActivationStore, Tensor or ndarray (n, d_in)
         Activations of the dictionary's site: the components are fitted to them.
     kinds : sequence of str
-        ``raw_units``; ``random_directions`` (as many features, the same L0); ``random_sae``
-        (see `random_sae`; SAEs only); ``pca`` and ``ica`` (two non-negative features for
-        each of d components or half as many as the dictionary has features, whichever is
+        ``raw_units``; ``random_directions`` (as many features, the same L0; around the mean of `data`
+        where the dictionary has no centre); ``random_sae`` (see `random_sae`; SAEs only); ``pca`` and
+        ``ica`` (two non-negative features for each component; as many components as the activations
+        have directions with variance, or half as many as the dictionary has features, whichever is
         less; the same L0); ``nmf`` (d components or as many as the dictionary has features,
         whichever is less; its L0 is its own).
     random_state : int, default=0
@@ -346,10 +381,15 @@ def controls_of(
     k = _l0(dictionary, data, random_state)
     d, n_features = dictionary.d_in, dictionary.n_features
     pairs = max(1, min(d, n_features // 2))
+    if {"pca", "ica"} & set(kinds):
+        pairs = min(pairs, rank_of(data, ICA_ROWS, random_state))
+    mean = None
+    if "random_directions" in kinds and not _has_centre(dictionary):
+        mean = torch.from_numpy(moments(chosen_rows(data, None, random_state))[0])
     sparse = {"rectified": True, "k": min(k, pairs), **origin}
     make = {
         "raw_units": lambda: RawUnits(d_in=d, **origin),
-        "random_directions": lambda: RandomDirections.matching(dictionary, random_state, k),
+        "random_directions": lambda: RandomDirections.matching(dictionary, random_state, k, mean),
         "random_sae": lambda: random_sae(dictionary, random_state, data),
         "pca": lambda: PCADictionary.fit(data, pairs, random_state, **sparse),
         "ica": lambda: ICADictionary.fit(data, pairs, random_state, **sparse),

@@ -114,6 +114,7 @@ def anisotropy_report(
     Returns
     -------
     Anisotropy
+        Of activations that do not vary the centred and whitened cosines and the participation ratio are NaN.
 
     Raises
     ------
@@ -160,20 +161,22 @@ def anisotropy_report(
 
 def _moments(data: Rows, batch_size: int, progress: Progress) -> dict[str, Any]:
     """Mean, sum of products of deviations, and mean |x|, merged batch by batch without cancellation."""
-    n, mean, products, total_abs = 0, 0.0, 0.0, 0.0
+    n, mean, products, total_abs, origin = 0, 0.0, 0.0, 0.0, None
     for batch in row_batches(data, batch_size):
         x = batch.cpu().double().numpy()
         if not np.isfinite(x).all():
             bad = int(np.flatnonzero(~np.isfinite(x).all(1))[0])
             raise InvalidInput(f"anisotropy_report: row {n + bad} contains NaN or infinite values")
+        total_abs = total_abs + np.abs(x).sum(0)
+        origin = x[0] if origin is None else origin
+        x = x - origin  # exactly 0 if nothing varies
         own = x.mean(0)
         deviations, step = x - own, own - mean
         products = products + deviations.T @ deviations + np.outer(step, step) * (n * len(x) / (n + len(x)))
         mean = mean + step * (len(x) / (n + len(x)))
-        total_abs = total_abs + np.abs(x).sum(0)
         n += len(x)
         progress.advance(len(x))
-    return {"mean": mean, "products": products, "mean_abs": total_abs / n}
+    return {"mean": origin + mean, "products": products, "mean_abs": total_abs / n}
 
 
 def _mean_cosines(

@@ -4,7 +4,7 @@ All figures are of raw activations x and reconstructions x̂ = decode(encode(x))
 over the whole data set in float64:
 
 * explained variance EV = 1 − FVU, FVU = Σ‖x − x̂‖² / (Σ‖x‖² − N‖mean x‖²); predicting
-  the mean scores exactly 0;
+  the mean scores exactly 0; NaN of activations that do not vary;
 * L0 = mean number of features on a token that are not 0;
 * density of a feature = share of tokens on which it is not 0; dead = never above 0 on
   these tokens, so the number of tokens belongs to the figure;
@@ -12,7 +12,8 @@ over the whole data set in float64:
   order: 2 Σ i wᵢ / (F Σ w) − (F + 1) / F; 0 = all fire equally often, near 1 = few do all;
 * cosine = mean cos(x, x̂); L2 ratio = E‖x̂‖ / E‖x‖; relative reconstruction bias
   E‖x̂‖² / E[x · x̂] (Rajamanoharan et al. 2024, https://arxiv.org/abs/2404.16014); shrinkage is the same of
-  x − m and x̂ − m, m the mean of x, which a large mean does not hide;
+  x − m and x̂ − m, m the mean of x, which a large mean does not hide; NaN of reconstructions
+  that do not vary with x;
 * decoder cosines, see `neurollm.dictionaries.cosines`.
 
 With a model and documents, see `neurollm.dictionaries.splice`, also cross-entropy with
@@ -29,6 +30,7 @@ the truth in 87 % of simulations with 10 documents, 94 % with 20, 95 % with 40, 
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from neurollm.models import LanguageModel
 
 DENSE, FREQUENT, RARE, ULTRA_RARE = 0.1, 0.01, 1e-5, 1e-6
+NEGLIGIBLE = 1e-10  # correlation of x and x̂ that cannot be told from rounding
 FEWEST_DOCUMENTS = 10  # of fewer, a percentile interval is far too narrow
 
 
@@ -208,6 +211,10 @@ def evaluate_dictionary(
         if stored is None:
             raise InvalidInput("evaluate_dictionary: an array has no texts; give documents for the model to read")
         documents = [stored[index] for index in range(len(stored))]
+    if isinstance(documents, str):
+        raise InvalidInput("evaluate_dictionary: documents is a single text; give a sequence of texts")
+    if n_boot < 0:
+        raise InvalidInput(f"evaluate_dictionary: n_boot must be 0 or more, found {n_boot}")
     if model is None and documents is not None:
         raise InvalidInput("evaluate_dictionary: documents need a model to read them")
     if dictionary.is_transcoder:
@@ -226,7 +233,7 @@ def evaluate_dictionary(
         for batch in row_batches(data, batch_size):
             x, errors = sums.add(batch)
             if by_document is not None:
-                by_document.add(data.columns(sums.n - len(x), sums.n)["doc_id"], x, errors)
+                by_document.add(data.columns(sums.n - len(x), sums.n)["doc_id"], x - sums.origin, errors)
             progress.advance(len(x))
     metrics = sums.metrics()
     if by_document is not None:
@@ -236,7 +243,7 @@ def evaluate_dictionary(
     if not model.is_causal:
         note = f"model {model.name!r} is an encoder: it predicts no next token"
         return dataclasses.replace(metrics, ce_note=note)
-    mean = torch.from_numpy(sums.total / sums.n).float()
+    mean = torch.from_numpy(sums.origin + sums.total / sums.n).float()
     loss = spliced_loss(model, dictionary, documents, mean, verbose=verbose)
     return dataclasses.replace(metrics, **_ce_figures(loss))
 
@@ -251,8 +258,11 @@ class _Sums:
         self.total_decoded = np.zeros(dictionary.d_in)
         self.fires = np.zeros(dictionary.n_features, dtype=np.int64)
         self.alive = np.zeros(dictionary.n_features, dtype=bool)
-        # ‖x‖², ‖x̂‖², x·x̂, ‖x − x̂‖², ‖x‖, ‖x̂‖, cos
-        self.scalars = np.zeros(7)
+        # ‖x̂‖², x·x̂, ‖x − x̂‖², ‖x‖, ‖x̂‖, cos
+        self.scalars = np.zeros(6)
+        # The first row: sums of deviations from it lose nothing to a large mean, and are 0 if nothing varies.
+        self.origin: np.ndarray | None = None
+        self.centred = np.zeros(3)  # ‖x‖², ‖x̂‖², x·x̂ around the origin
 
     def add(self, batch: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Add the rows of one batch; they come back in float64, with their squared errors."""
@@ -263,9 +273,12 @@ class _Sums:
         x_norm, y_norm = np.sqrt(xx), np.sqrt(yy)
         cosine = xy / np.maximum(x_norm * y_norm, np.finfo(float).tiny)
         errors = np.square(x - y).sum(1)
-        self.scalars += [column.sum() for column in (xx, yy, xy, errors, x_norm, y_norm, cosine)]
-        self.total += x.sum(0)
-        self.total_decoded += y.sum(0)
+        self.scalars += [column.sum() for column in (yy, xy, errors, x_norm, y_norm, cosine)]
+        self.origin = x[0] if self.origin is None else self.origin
+        x_moved, y_moved = x - self.origin, y - self.origin
+        self.centred += [np.vdot(x_moved, x_moved), np.vdot(y_moved, y_moved), np.vdot(x_moved, y_moved)]
+        self.total += x_moved.sum(0)
+        self.total_decoded += y_moved.sum(0)
         self.fires += np.bincount(features.indices, minlength=self.dictionary.n_features)
         self.alive[features.indices[features.data > 0]] = True
         self.n += len(x)
@@ -275,10 +288,14 @@ class _Sums:
         """The figures without cross-entropies."""
         if self.n == 0:
             raise InvalidInput("evaluate_dictionary: there are no activations")
-        xx, yy, xy, error, x_norm, y_norm, cosine = self.scalars
-        fvu = _ratio(error, max(xx - np.square(self.total).sum() / self.n, 0.0))
-        centre = self.total / self.n
-        shared = centre @ self.total_decoded
+        yy, xy, error, x_norm, y_norm, cosine = self.scalars
+        fvu = _ratio(error, _variation(self.centred[0], self.total, self.n))
+        mean = self.total / self.n
+        shared = mean @ self.total_decoded
+        length = self.centred[1] - 2 * shared + self.total @ mean  # Σ‖x̂ − m‖²
+        common = self.centred[2] - shared  # Σ (x − m) · (x̂ − m)
+        if abs(common) <= NEGLIGIBLE * math.sqrt(max(length, 0.0) * self.centred[0]):
+            common = 0.0
         density = self.fires / self.n
         fired = self.fires > 0
         cosines = decoder_cosines(self.dictionary)
@@ -295,7 +312,7 @@ class _Sums:
             cosine=float(cosine / self.n),
             l2_ratio=_ratio(y_norm, x_norm),
             relative_reconstruction_bias=_ratio(yy, xy),
-            shrinkage=_ratio(yy - 2 * shared + self.total @ centre, xy - shared),
+            shrinkage=_ratio(length, common),
             decoder_cosine=None if cosines is None else cosines.mean_largest,
             n_tokens=self.n,
             density=density,
@@ -332,7 +349,7 @@ class _DocumentSums:
         for draw in range(n_boot):
             chosen = stream(random_state, "ev_documents", draw).integers(n_documents, size=n_documents)
             n, squares, error, *total = np.bincount(chosen, minlength=n_documents) @ sums
-            ev[draw] = 1 - _ratio(error, squares - np.square(total).sum() / n)
+            ev[draw] = 1 - _ratio(error, _variation(squares, np.array(total), n))
         low, high = np.quantile(ev, [0.025, 0.975]).tolist()
         return {"ev_low": low, "ev_high": high, "n_documents": n_documents}
 
@@ -358,6 +375,12 @@ def gini(values: np.ndarray) -> float:
     n = len(ordered)
     ranks = np.arange(1, n + 1)
     return _ratio(((2 * ranks - n - 1) * ordered).sum(), n * ordered.sum())
+
+
+def _variation(squares: float, total: np.ndarray, n: float) -> float:
+    """Σ‖x − mean‖² from Σ‖x‖² and Σx; 0 where it cannot be told from rounding."""
+    variation = float(squares - np.square(total).sum() / n)
+    return variation if variation > 64 * np.finfo(float).eps * squares else 0.0
 
 
 def _ratio(a: float, b: float) -> float:

@@ -6,8 +6,9 @@ logistic regression, which then scores the test part. Choosing on all trials and
 of them would find signal in noise. AUROC compares trials of the same fold only; balanced accuracy
 and F1 (of the level that comes second in sorted order) are over all out-of-fold predictions.
 
-The whole procedure, with its choice of features, is repeated with shuffled labels: within items
-that have both levels, and between items that have one.
+The whole procedure, with its choice of folds and of features, is repeated with shuffled labels:
+within items that have both levels, and between items that have one. Folds are stratified by the
+labels of the run, so that observed and shuffled labels are treated alike.
 
 After Gurnee et al. (2023, https://arxiv.org/abs/2305.01610) and SAEBench (Karvonen et al. 2025,
 https://arxiv.org/abs/2503.09532), whose rule for splitting is `probe_splits`: a concept is
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 GAIN, MOST_SPLITS = 0.03, 10
+MOST_DRAWS = 20  # of one shuffle
+ROUNDING = 1e-12  # by which equal areas may differ
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,12 +49,16 @@ class SparseProbing:
         One row per representation and k: ``representation``, ``n_features``, ``k``, ``auroc``,
         ``balanced_accuracy``, ``f1``, and under shuffled labels ``shuffled_auroc``, ``shuffled_sd``
         (means and deviations over shuffles) and ``p`` = (b + 1) / (n_shuffles + 1), b = number of
-        shuffles with at least this AUROC; NaN without shuffles.
+        shuffles with at least this AUROC; NaN without shuffles. With few items p cannot be small: labels that
+        separate perfectly do so with their levels exchanged, too, in 2 of all labellings of the items.
     features : dict
         ``features[representation][k]``: how many folds chose each feature.
     positive : str
-        The level scored high, the second in sorted order.
-    n_trials, n_groups, n_folds, n_shuffles : int
+        The level scored high, the second in sorted order; numbers are sorted as numbers.
+    n_trials, n_groups, n_folds : int
+    n_shuffles : int
+        Shuffles that were used: one without two trials of different levels in any fold has no AUROC
+        and is drawn again, at most 20 times.
     """
 
     table: pd.DataFrame
@@ -72,7 +80,7 @@ def sparse_probing(
     groups: Any,
     *,
     x: Any = None,
-    k: Sequence[int] = (1, 2, 5),
+    k: int | Sequence[int] = (1, 2, 5),
     cv: int = 5,
     n_shuffles: int = 20,
     random_state: int = 0,
@@ -86,12 +94,12 @@ def sparse_probing(
         Name to features of each trial, ndarray or scipy.sparse (n_trials, n_features), or to a
         Dictionary, which then encodes `x`. Give controls (`RandomDirections`, `RawUnits`) beside.
     labels : sequence
-        Level of each trial; exactly two different ones.
+        Level of each trial, none missing; exactly two different ones.
     groups : sequence
         Item of each trial; all trials of an item are on the same side of every split.
     x : Tensor or ndarray, shape (n_trials, d_in), optional
         One activation vector per trial, for dictionaries.
-    k : sequence of int, default=(1, 2, 5)
+    k : int or sequence of int, default=(1, 2, 5)
     cv : int, default=5
         Folds; fewer if a level has fewer items.
     n_shuffles : int, default=20
@@ -105,7 +113,7 @@ def sparse_probing(
     Raises
     ------
     InvalidInput
-        If there are not two levels with two items each, or k is not possible.
+        If there are not two levels with two items each, a label is missing, or k is not possible.
     DataMismatch
         If the numbers of trials differ.
 
@@ -120,20 +128,23 @@ def sparse_probing(
     """
     import pandas as pd
 
+    if n_shuffles < 0:
+        raise InvalidInput(f"sparse_probing: n_shuffles must be 0 or more, found {n_shuffles}")
     trials = _Trials.of(labels, groups, cv, random_state)
     matrices = {name: _matrix(name, value, x, trials.n) for name, value in representations.items()}
     k = _checked_k(k, matrices)
-    shuffled = [trials.shuffled(stream(random_state, "probing", draw)) for draw in range(n_shuffles)]
+    drawn = (trials.shuffled(stream(random_state, "probing", draw)) for draw in range(n_shuffles))
+    shuffled = [other for other in drawn if other is not None]
     rows, features = [], {}
-    with Progress("probing", len(matrices) * (1 + n_shuffles), "runs", verbose) as progress:
+    with Progress("probing", len(matrices) * (1 + len(shuffled)), "runs", verbose) as progress:
         for name, matrix in matrices.items():
-            observed, features[name] = _probe(matrix, trials, trials.labels, k)
+            observed, features[name] = _probe(matrix, trials, k)
             progress.advance(1)
             null = []
             for other in shuffled:
-                null.append([score["auroc"] for score in _probe(matrix, trials, other, k)[0]])
+                null.append([score["auroc"] for score in _probe(matrix, other, k)[0]])
                 progress.advance(1)
-            null = np.array(null).reshape(n_shuffles, len(k))
+            null = np.array(null).reshape(len(shuffled), len(k))
             for place, score in enumerate(observed):
                 rows.append({"representation": name, "n_features": matrix.shape[1], "k": k[place], **score})
                 rows[-1] |= _against(score["auroc"], null[:, place])
@@ -144,7 +155,7 @@ def sparse_probing(
         trials.n,
         trials.n_groups,
         int(trials.folds.max()) + 1,
-        n_shuffles,
+        len(shuffled),
     )
 
 
@@ -192,7 +203,7 @@ def probe_splits(
 
 @dataclass(frozen=True, eq=False)
 class _Trials:
-    """What is known of the trials, and the folds of their items."""
+    """Labels of the trials, their items, and folds of items that are stratified by these labels."""
 
     labels: np.ndarray
     groups: np.ndarray
@@ -201,26 +212,22 @@ class _Trials:
 
     @classmethod
     def of(cls, labels: Any, groups: Any, cv: int, random_state: int) -> _Trials:
-        from sklearn.model_selection import StratifiedGroupKFold
-
-        labels, groups = np.asarray(labels).astype(str), np.asarray(groups).astype(str)
+        labels, groups = _complete(labels, "labels"), _complete(groups, "groups").astype(str)
         if labels.shape != groups.shape or labels.ndim != 1:
             raise DataMismatch(f"sparse_probing: labels have shape {labels.shape} and groups {groups.shape}")
-        levels = np.unique(labels)
+        values = labels.astype(float if all(isinstance(value, Real) for value in labels) else str)
+        levels = np.unique(values)
         if len(levels) != 2:
             raise InvalidInput(f"sparse_probing: exactly two levels can be probed, found {len(levels)}")
-        positive = labels == levels[1]
+        positive = values == levels[1]
         codes = np.unique(groups, return_inverse=True)[1]
         n_items = min(len(np.unique(codes[positive])), len(np.unique(codes[~positive])))
         if n_items < 2 or cv < 2:
             raise InvalidInput(
                 f"sparse_probing: each level needs at least 2 items and cv must be at least 2; found {n_items} and {cv}"
             )
-        splitter = StratifiedGroupKFold(min(cv, n_items), shuffle=True, random_state=random_state % 2**32)
-        folds = np.empty(len(labels), dtype=int)
-        for fold, (_, test) in enumerate(splitter.split(labels, positive, codes)):
-            folds[test] = fold
-        return cls(positive, codes, folds, str(levels[1]))
+        folds = _folds(positive, codes, min(cv, n_items), random_state % 2**32)
+        return cls(positive, codes, folds, str(labels[positive][0]))
 
     @property
     def n(self) -> int:
@@ -230,7 +237,18 @@ class _Trials:
     def n_groups(self) -> int:
         return int(self.groups.max()) + 1
 
-    def shuffled(self, rng: np.random.Generator) -> np.ndarray:
+    def shuffled(self, rng: np.random.Generator) -> _Trials | None:
+        """Shuffled labels with folds of their own; None if no draw has two levels in any fold."""
+        n_folds = int(self.folds.max()) + 1
+        for _ in range(MOST_DRAWS):
+            labels = self.shuffled_labels(rng)
+            folds = _folds(labels, self.groups, n_folds, int(rng.integers(2**32)))
+            positives = np.bincount(folds, weights=labels)
+            if (positives * (np.bincount(folds) - positives)).any():
+                return _Trials(labels, self.groups, folds, self.positive)
+        return None
+
+    def shuffled_labels(self, rng: np.random.Generator) -> np.ndarray:
         """Labels moved within items that have both levels, and between items that have one."""
         sizes = np.bincount(self.groups)
         share = np.bincount(self.groups, weights=self.labels) / sizes
@@ -242,6 +260,31 @@ class _Trials:
             rows = np.flatnonzero(self.groups == group)
             labels[rows] = rng.permutation(self.labels[rows])
         return labels
+
+
+def _complete(values: Any, what: str) -> np.ndarray:
+    """The values as objects, so that a missing one is not taken for a text."""
+    import pandas as pd
+
+    values = np.asarray(values, dtype=object)
+    missing = np.flatnonzero(pd.isna(values))
+    if len(missing):
+        raise InvalidInput(
+            f"sparse_probing: {what} are missing (NaN or None) at {len(missing)} trials, such as "
+            f"trial {missing[0]}; leave these trials out"
+        )
+    return values
+
+
+def _folds(labels: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
+    """The fold of each trial."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = np.empty(len(labels), dtype=int)
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
+    for fold, (_, test) in enumerate(splitter.split(labels, labels, groups)):
+        folds[test] = fold
+    return folds
 
 
 def _matrix(name: str, value: Any, x: Any, n: int) -> Any:
@@ -260,21 +303,21 @@ def _matrix(name: str, value: Any, x: Any, n: int) -> Any:
     return matrix
 
 
-def _checked_k(k: Sequence[int], matrices: dict[str, Any]) -> list[int]:
-    k = [int(value) for value in k]
+def _checked_k(k: int | Sequence[int], matrices: dict[str, Any]) -> list[int]:
+    k = [int(value) for value in np.atleast_1d(k)]
     fewest = min((matrix.shape[1] for matrix in matrices.values()), default=0)
     if not k or min(k) < 1 or max(k) > fewest:
         raise InvalidInput(f"sparse_probing: k must be 1 to {fewest:,} (the fewest features given), found {k}")
     return k
 
 
-def _probe(matrix: Any, trials: _Trials, labels: np.ndarray, k: list[int]) -> tuple[list[dict], dict]:
+def _probe(matrix: Any, trials: _Trials, k: list[int]) -> tuple[list[dict], dict]:
     """Scores for every k, and how many folds chose each feature."""
     scores = np.zeros((len(k), trials.n))
     chosen: dict[int, dict[int, int]] = {size: {} for size in k}
     for fold in np.unique(trials.folds):
         test = trials.folds == fold
-        train = labels[~test]
+        train = trials.labels[~test]
         if train.all() or not train.any():
             continue  # such a fold scores 0: no level is preferred
         ranking = _ranking(matrix[~test], train, max(k))
@@ -284,7 +327,7 @@ def _probe(matrix: Any, trials: _Trials, labels: np.ndarray, k: list[int]) -> tu
             scores[place, test] = _fit_and_score(columns[:, :size], test, train)
             for feature in ranking[:size].tolist():
                 chosen[size][feature] = chosen[size].get(feature, 0) + 1
-    return [_scored(row, labels, trials.folds) for row in scores], chosen
+    return [_scored(row, trials.labels, trials.folds) for row in scores], chosen
 
 
 def _ranking(matrix: Any, labels: np.ndarray, n: int) -> np.ndarray:
@@ -320,8 +363,8 @@ def _scored(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> dict[s
 
 def _against(auroc: float, null: np.ndarray) -> dict[str, float]:
     """The observed area beside those of shuffled labels."""
-    if not len(null):
+    if not len(null) or np.isnan(auroc):
         return dict.fromkeys(("shuffled_auroc", "shuffled_sd", "p"), float("nan"))
     spread = float(null.std(ddof=1)) if len(null) > 1 else float("nan")
-    p = float((np.sum(null >= auroc) + 1) / (len(null) + 1))
+    p = float((np.sum(null >= auroc - ROUNDING) + 1) / (len(null) + 1))
     return {"shuffled_auroc": float(null.mean()), "shuffled_sd": spread, "p": p}

@@ -9,7 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from neurollm.dictionaries.base import Dictionary
+from neurollm.dictionaries.base import Dictionary, as_tensor
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.progress import Progress
 
@@ -36,10 +36,9 @@ def row_batches(data: Rows, batch_size: int = 4096) -> Iterator[torch.Tensor]:
     """The rows in order, at most `batch_size` at a time."""
     n = count_rows(data)
     is_array = isinstance(data, torch.Tensor | np.ndarray)
-    rows = torch.as_tensor(data) if is_array else None
     for start in range(0, n, batch_size):
         stop = min(start + batch_size, n)
-        yield rows[start:stop] if is_array else data.rows(start, stop)
+        yield as_tensor(data[start:stop]) if is_array else data.rows(start, stop)
 
 
 def check_rows(dictionary: Dictionary, data: Rows) -> None:
@@ -55,6 +54,29 @@ def check_rows(dictionary: Dictionary, data: Rows) -> None:
             f"{dictionary} was trained on a model with fingerprint {dictionary.model_fingerprint[:12]}; the "
             f"activation store is of one with {data.model_fingerprint[:12]}"
         )
+
+
+def check_alike(where: str, a: Dictionary, b: Dictionary, names: tuple[str, str]) -> None:
+    """Refuse two dictionaries of different sites, widths or models, with DataMismatch."""
+    sides = tuple(zip((a, b), names, strict=True))
+    texts = [
+        [f"{name} is of {one.site}" + (f" to {one.target_site}" if one.is_transcoder else "") for one, name in sides],
+        [f"{name} has width {one.d_in}" + (f" to {one.d_out}" if one.is_transcoder else "") for one, name in sides],
+    ]
+    if a.model_fingerprint and b.model_fingerprint:
+        texts.append(
+            [f"{name} is of model {one.model_name!r} (fingerprint {one.model_fingerprint[:12]})" for one, name in sides]
+        )
+    same = (
+        (a.site, a.target_site, a.is_transcoder) == (b.site, b.target_site, b.is_transcoder),
+        (a.d_in, a.d_out) == (b.d_in, b.d_out),
+        a.model_fingerprint == b.model_fingerprint,
+    )
+    for pair, alike in zip(texts, same, strict=False):  # without two fingerprints, models are not compared
+        if not alike:
+            raise DataMismatch(
+                f"{where}: {pair[0]}, but {pair[1]}; only dictionaries of one site and model can be compared"
+            )
 
 
 def encode_rows(dictionary: Dictionary, data: Rows, *, batch_size: int = 4096, verbose: int = 0) -> sp.csr_matrix:

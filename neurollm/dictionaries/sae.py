@@ -11,6 +11,7 @@ possibly a skip connection x · W_skipᵀ.
 
 from __future__ import annotations
 
+import copy
 import os
 from abc import abstractmethod
 from typing import Any, ClassVar
@@ -53,7 +54,8 @@ class SAE(Dictionary):
         The site that is reconstructed, when it is not `site`: a transcoder.
     model_name, model_fingerprint : str
     dtype : str, default="float32"
-        Of the stored weights; computation is in float32.
+        Of the weights on disk. They are held and computed with in float32, whatever it is, and what is loaded
+        from a float64 file has dtype ``"float32"``.
 
     Raises
     ------
@@ -176,7 +178,9 @@ class SAE(Dictionary):
 
     def with_normalisation(self, normalisation: Normalisation) -> SAE:
         """The same weights behind another normalisation: another map."""
-        return self._like(self.weights, normalisation=normalisation)
+        other = self._like(self.weights, normalisation=normalisation)
+        other.provenance.pop("saelens_metadata", None)  # it tells of the old one
+        return other
 
     def unit_decoder(self) -> SAE:
         """The same map with decoder rows of length 1: features are multiplied by the lengths they had.
@@ -224,7 +228,7 @@ class SAE(Dictionary):
             model_fingerprint=self.model_fingerprint,
             dtype=self.dtype,
         )
-        other.provenance, other.metrics = self.provenance, self.metrics
+        other.provenance, other.metrics = copy.deepcopy(self.provenance), copy.deepcopy(self.metrics)
         return other
 
     def _encode(self, x: torch.Tensor) -> torch.Tensor:
@@ -268,7 +272,7 @@ class SAE(Dictionary):
 
     def _identity(self) -> list[bytes]:
         folded = self.fold()
-        parts = [f"{name}={value}\n" for name, value in sorted(self.options.items())]
+        parts = [f"{name}={value}\n" for name, value in sorted(folded.options.items())]
         if not folded.normalisation.is_identity or not self.subtract_decoder_bias or self.is_transcoder:
             parts.append(f"{folded.normalisation.per_token} {self.subtract_decoder_bias} {self.target_site}\n")
         weights = [weight.cpu().numpy().tobytes() for _, weight in sorted(folded.weights.items())]

@@ -23,8 +23,8 @@ import scipy.sparse as sp
 
 from neurollm.dictionaries.base import Dictionary
 from neurollm.dictionaries.cosines import unit_directions
-from neurollm.dictionaries.rows import Rows, encode_rows
-from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.dictionaries.rows import Rows, check_alike, encode_rows
+from neurollm.errors import InvalidInput
 from neurollm.progress import Progress
 from neurollm.random import stream
 
@@ -116,7 +116,7 @@ def feature_splitting(
     InvalidInput
         If no feature is active often enough, or the larger dictionary is not larger.
     DataMismatch
-        If the dictionaries are not of the same site.
+        If the dictionaries are not of the same site, width and model.
 
     Examples
     --------
@@ -127,8 +127,9 @@ def feature_splitting(
     >>> found.n_split, found.p
     (0, 1.0)
     """
-    if (small.site, small.target_site, small.d_out) != (large.site, large.target_site, large.d_out):
-        raise DataMismatch(f"feature_splitting: {small} and {large} are not of the same site and width")
+    check_alike("feature_splitting", small, large, ("the smaller dictionary", "the larger"))
+    if n_null < 0:
+        raise InvalidInput(f"feature_splitting: n_null must be 0 or more, found {n_null}")
     if large.n_features <= small.n_features:
         raise InvalidInput(
             f"feature_splitting: the second dictionary must be the larger one; they have {small.n_features:,} and "

@@ -30,7 +30,7 @@ import numpy as np
 from neurollm.dictionaries.base import Dictionary
 from neurollm.dictionaries.cosines import expected_largest, unit_directions
 from neurollm.dictionaries.matching import Matching, best_matching
-from neurollm.dictionaries.rows import Rows, encode_rows
+from neurollm.dictionaries.rows import Rows, check_alike, encode_rows
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.progress import Progress
 from neurollm.random import stream
@@ -117,7 +117,7 @@ def seed_stability(
     InvalidInput
         If there are fewer than two dictionaries, one has no directions or no feature is left.
     DataMismatch
-        If they are of different sites or widths.
+        If they are of different sites, widths or models.
 
     Examples
     --------
@@ -173,17 +173,13 @@ def _named(values: Any) -> dict[str, Any]:
 def _sides(dictionaries: dict[str, Dictionary], densities: Any) -> dict[str, _Side]:
     if len(dictionaries) < 2:
         raise InvalidInput(f"seed_stability: expected two or more dictionaries, found {len(dictionaries)}")
-    first = next(iter(dictionaries.values()))
+    first_name, first = next(iter(dictionaries.items()))
     densities = None if densities is None else _named(densities)
     if densities is not None and set(densities) != set(dictionaries):
         raise InvalidInput("seed_stability: densities are given of every dictionary, under the same names, or of none")
     sides = {}
     for name, dictionary in dictionaries.items():
-        if (dictionary.d_out, dictionary.target_site) != (first.d_out, first.target_site):
-            raise DataMismatch(
-                f"seed_stability: {dictionary} has width {dictionary.d_out}, {first} has {first.d_out}; only "
-                f"dictionaries of one site can be compared"
-            )
+        check_alike("seed_stability", first, dictionary, (f"{first_name!r}", f"{name!r}"))
         used = unit_directions(dictionary).any(1).cpu().numpy()
         if densities is not None:
             density = np.asarray(densities[name])

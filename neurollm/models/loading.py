@@ -28,9 +28,12 @@ _CHILD_NAMES = {
     "mlp_out": _MLP_NAMES,
     "attn_out": ("attn", "self_attn", "attention", "self_attention"),
 }
-# Blocks that normalise what their halves return before adding it to the residual stream (Gemma 2 and 3, OLMo 2)
-# have the first of these; what is added is then the norm's output.
-_POST_NORMS = {"mlp_out": "post_feedforward_layernorm", "attn_out": "post_attention_layernorm"}
+# Blocks that normalise what their halves return before adding it to the residual stream have the first of one of
+# these pairs (Gemma 2 and 3, OLMo 2; GLM-4); what is added is then the norm's output.
+_POST_NORMS = (
+    {"mlp_out": "post_feedforward_layernorm", "attn_out": "post_attention_layernorm"},
+    {"mlp_out": "post_mlp_layernorm", "attn_out": "post_self_attn_layernorm"},
+)
 
 
 @dataclass(eq=False)
@@ -121,7 +124,8 @@ class LanguageModel:
         """The native module whose output (or, for ``resid_pre`` and ``mlp_in``, input) is the site.
 
         ``mlp_out`` and ``attn_out`` are what is added to the residual stream: where a block normalises the output of
-        its halves before adding it, the module is that norm.
+        its halves before adding it, the module is that norm. A constant the block multiplies it with before adding
+        it (Granite) is not included.
 
         Raises
         ------
@@ -138,12 +142,22 @@ class LanguageModel:
         block = self.blocks[site.layer]
         if site.stream in ("resid_post", "resid_pre"):
             return block
-        if site.stream in _POST_NORMS and hasattr(block, _POST_NORMS["mlp_out"]):
-            return getattr(block, _POST_NORMS[site.stream])
+        for norms in _POST_NORMS:
+            if site.stream in norms and hasattr(block, norms["mlp_out"]):
+                return getattr(block, norms[site.stream])
         for child in _CHILD_NAMES[site.stream] if self.is_causal else ():
             if hasattr(block, child):
                 return getattr(block, child)
         raise InvalidInput(f"site {site}: model {self.name!r} has no such stream; use resid_post or resid_pre")
+
+    def module_named(self, name: str) -> nn.Module | None:
+        """The native module of that name in the whole model or its base model; None if there is none."""
+        for root in (self.model, self.model.base_model):
+            try:
+                return root.get_submodule(name)
+            except AttributeError:
+                continue
+        return None
 
     def describe(self) -> dict[str, Any]:
         """What is written into results: name, fingerprint, dtype, device, random_init."""

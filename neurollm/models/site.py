@@ -21,8 +21,11 @@ _MLP = ("mlp", "feed_forward", "ffn")
 _MODULES = {
     ("", "output"): "resid_post",
     ("", "input"): "resid_pre",
-    **{(name, "output"): "mlp_out" for name in (*_MLP, "post_feedforward_layernorm")},
-    **{(name, "output"): "attn_out" for name in ("attn", "self_attn", "attention", "self_attention")},
+    **{(name, "output"): "mlp_out" for name in (*_MLP, "post_feedforward_layernorm", "post_mlp_layernorm")},
+    **{
+        (name, "output"): "attn_out"
+        for name in ("attn", "self_attn", "attention", "self_attention", "post_self_attn_layernorm")
+    },
     **{(name, "input"): "mlp_in" for name in _MLP},
     ("pre_feedforward_layernorm", "output"): "mlp_in",
 }

@@ -59,7 +59,8 @@ def plot_density(metrics: DictionaryMetrics, ax: Axes | None = None) -> Axes:
         return finish(ax)
     logs = np.log10(density)
     low = np.floor(min(logs.min(), -2.5) * 2) / 2
-    counts, edges, patches = ax.hist(logs, bins=np.arange(low, 0.05, 0.1), color=CLOUD, alpha=0.85)
+    bins = np.linspace(low, 0, round(-10 * low) + 1)  # ends at 0 exactly: a density of 1 belongs to the last
+    counts, edges, patches = ax.hist(logs, bins=bins, color=CLOUD, alpha=0.85)
     for patch, edge in zip(patches, edges, strict=False):
         if edge >= np.log10(DENSE) - 1e-9:
             patch.set_facecolor(POSITIVE)
@@ -93,9 +94,16 @@ def plot_decoder_cosines(cosines: DecoderCosines, ax: Axes | None = None) -> Axe
     Returns
     -------
     matplotlib.axes.Axes
+
+    Raises
+    ------
+    InvalidInput
+        If there are none: `cosines` is None.
     """
     from scipy.stats import beta
 
+    if cosines is None:
+        raise InvalidInput("plot_decoder_cosines: there are no cosines; the dictionary has no directions, or only one")
     ax = new_axes(4.6, 3.5) if ax is None else ax
     ax.set_xlabel("cosine of two features")
     ax.set_ylabel("pairs (share per 0.01, log scale)")

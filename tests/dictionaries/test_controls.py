@@ -284,3 +284,50 @@ def test_controls_of_refuses_what_does_not_belong(store):
         controls_of(trained("topk"), store)
     with pytest.raises(DataMismatch, match="6 dimensions; these activations have 5"):
         controls_of(trained("topk"), X[:, :5])
+
+
+def test_random_directions_are_centred_where_the_dictionary_is_not():
+    mean = torch.from_numpy(X.astype(float).mean(0)).float()
+    uncentred = (
+        trained("topk", normalisation=Normalisation(per_token="layer_norm")),
+        trained("topk", subtract_decoder_bias=False),
+        RawUnits(SITE, D),
+    )
+    for dictionary in uncentred:
+        torch.testing.assert_close(controls_of(dictionary, X, ["random_directions"])["random_directions"].mean, mean)
+        assert torch.equal(RandomDirections.matching(dictionary, mean=mean).mean, mean)
+    sae = trained("topk")
+    assert torch.equal(controls_of(sae, X, ["random_directions"])["random_directions"].mean, sae.centre)
+    assert torch.equal(RandomDirections.matching(sae, mean=mean).mean, sae.centre)
+
+
+def test_a_random_sae_says_when_it_misses_the_l0(caplog):
+    sae = trained("standard")
+    matched = random_sae(sae, data=X)
+    found = matched.provenance["l0_matched"]
+    assert found["l0"] == found["reached"] == pytest.approx(sae.encode_sparse(X).nnz / len(X)) and not caplog.records
+    sae.weights["b_enc"] += 1e3  # every feature is active, of the untrained ones no more than half
+    missed = random_sae(sae, data=X)
+    reached = missed.encode_sparse(X).nnz / len(X)
+    assert missed.provenance["l0_matched"] == {"rows": len(X), "l0": F, "reached": reached} and reached < 0.7 * F
+    assert f"an L0 of {F} was wanted, {reached:.4g} was reached" in caplog.text
+
+
+def test_controls_have_no_more_components_than_the_activations(caplog):
+    rng = np.random.default_rng(0)
+    flat = (rng.laplace(size=(300, 3)) @ rng.standard_normal((3, D)) + 1).astype(np.float32)
+    flat[:, 3:] = flat[:, :3]  # exactly of rank 3
+    controls = controls_of(trained("topk"), flat, ["pca", "ica"])
+    assert [control.n_features for control in controls.values()] == [6, 6]
+    few = controls_of(trained("topk"), X[:4], ["pca", "ica"])
+    assert [control.n_features for control in few.values()] == [6, 6]  # four rows differ in three directions
+
+
+@pytest.mark.parametrize("field", ["d_in", "n_features"])
+@pytest.mark.parametrize("value", [0, -3, 2.0, True, "6", None, 7])
+def test_sizes_of_a_control_are_checked(tmp_path, field, value):
+    RawUnits(SITE, D, **MODEL).save(tmp_path)
+    side = json.loads((tmp_path / "neurollm.json").read_text())
+    (tmp_path / "neurollm.json").write_text(json.dumps(side | {field: value}))
+    with pytest.raises((DataMismatch, InvalidInput), match=r"neurollm.json: .*(d_in|n_features)"):
+        load_dictionary(tmp_path)

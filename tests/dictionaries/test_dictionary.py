@@ -1,5 +1,7 @@
 """The interface: encode, decode, sparse, folding, refusals, controls."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -255,3 +257,67 @@ def test_describe_is_plain_data(random_sae):
     assert json.loads(json.dumps(record)) == record
     assert record["k"] == 3 and record["site"] == {"layer": 1, "stream": "resid_post"}
     assert len(record["fingerprint"]) == 64
+
+
+def test_copies_do_not_share_their_records(random_sae):
+    sae = random_sae(normalisation=Normalisation(torch.randn(6), 0.3))
+    sae.provenance, sae.metrics = {"data": {"tokens": 1}}, {"ev": 0.5}
+    for other in (sae.to("cpu"), sae.fold(), sae.with_normalisation(Normalisation())):
+        assert (other.provenance, other.metrics) == (sae.provenance, sae.metrics)
+        other.provenance["data"]["tokens"] = other.metrics["ev"] = 2
+    assert (sae.provenance, sae.metrics) == ({"data": {"tokens": 1}}, {"ev": 0.5})
+
+
+def test_folding_does_not_change_the_fingerprint_of_matching_pursuit():
+    rows = torch.nn.functional.normalize(torch.randn(12, 6), dim=1)
+    sae = MatchingPursuitSAE(Site(2), {"W_dec": rows, "b_dec": torch.ones(6)}, normalisation=Normalisation(None, 0.5))
+    assert sae.fingerprint == sae.fold().fingerprint
+    other = MatchingPursuitSAE(Site(2), sae.weights, 0.02, normalisation=Normalisation(None, 0.5))
+    assert other.fingerprint != sae.fingerprint
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_may_lie_in_memory_in_any_way(random_sae):
+    sae, x = random_sae(), np.random.default_rng(0).standard_normal((9, 6)).astype(np.float32)
+    frozen = x.copy()
+    frozen.flags.writeable = False
+    for same in (frozen, x.astype(">f4"), x[::-1].copy()[::-1], np.asfortranarray(x), x.astype(np.longdouble)):
+        np.testing.assert_array_equal(sae.encode(same), sae.encode(x))
+        np.testing.assert_array_equal(sae.encode_sparse(same).toarray(), sae.encode(x))
+        np.testing.assert_array_equal(sae.reconstruct(same), sae.reconstruct(x))
+    for wrong in (x.astype(complex), x.astype(object), x.astype(str)):
+        with pytest.raises(InvalidInput, match="expected real numbers"):
+            sae.encode(wrong)
+
+
+def native(kind):
+    """A model with random weights, whose tokenizer is never asked."""
+    import transformers
+
+    from neurollm.models import LanguageModel
+
+    sizes = {"vocab_size": 40, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "pad_token_id": 0}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4}
+    config = getattr(transformers, f"{kind}Config")(**sizes, **heads)
+    tokenizer = SimpleNamespace(bos_token_id=None)
+    return LanguageModel(kind, getattr(transformers, f"{kind}ForCausalLM")(config), tokenizer, True)
+
+
+@pytest.mark.parametrize("kind, post_norm", [("Llama", False), ("Gemma2", True), ("Glm4", True)])
+def test_a_module_that_is_not_the_site_of_the_model_is_refused(random_sae, kind, post_norm):
+    lm = native(kind)
+    for module, stream, normed in (
+        ("layers.1.mlp", "mlp_out", True),
+        ("model.layers.1.self_attn", "attn_out", True),
+        ("model.layers.1", "resid_post", False),
+        ("h.1.mlp", "mlp_out", False),  # no such module here
+    ):
+        sae = random_sae(8)
+        sae.site = sae.target_site = Site(1, stream)
+        sae.check(lm)
+        sae.provenance = {"module": module}
+        if post_norm and normed:
+            with pytest.raises(DataMismatch, match=rf"the output of module '{module}'; in model '{kind}' that is not"):
+                sae.check(lm)
+        else:
+            sae.check(lm)

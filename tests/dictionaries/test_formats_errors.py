@@ -1,6 +1,7 @@
 """Which format it is, and one sentence for whatever is wrong with its files."""
 
 import json
+import pickle
 import shutil
 from pathlib import Path
 
@@ -243,3 +244,71 @@ def test_a_scale_must_be_positive(tmp_path):
     folder = shutil.copytree(FIXTURES / "saelens_training" / "standard_scaled", tmp_path / "a")
     (folder / "activation_scaler.json").write_text('{"scaling_factor": null}')
     refused(folder, "scaling_factor is None; expected a positive number", InvalidInput)
+
+
+@pytest.mark.parametrize("error", [TypeError, KeyError, RecursionError, OverflowError, MemoryError, AssertionError])
+def test_whatever_a_file_provokes_is_one_sentence(monkeypatch, error):
+    from neurollm.dictionaries.formats import loading
+
+    def hostile(place, given):
+        raise error("unforeseen\nin many lines")
+
+    monkeypatch.setitem(loading._LOADERS, "sparsify", hostile)
+    refused(SPARSIFY, f"damaged, or not what format 'sparsify' should be .{error.__name__}: .*unforeseen", DataMismatch)
+
+
+def test_hostile_json_is_one_sentence(tmp_path):
+    folder = shutil.copytree(SPARSIFY, tmp_path / "layers.6")
+    (folder / "cfg.json").write_text('{"a":' * 100_000 + "1" + "}" * 100_000)
+    refused(folder, "RecursionError", DataMismatch)
+
+
+@pytest.mark.parametrize("path", [None, 5, "a\0b"])
+def test_what_is_no_path(path):
+    with pytest.raises(InvalidInput, match="expected a name or a folder"):
+        load_dictionary(path)
+
+
+def test_what_is_no_site():
+    with pytest.raises(InvalidInput, match=r"site is 'resid_post.6'; expected a Site"):
+        load_dictionary(SPARSIFY, site="resid_post.6")
+
+
+def test_other_files_than_archives_are_called_what_they_are(tmp_path):
+    path, words = tmp_path / "params.npz", "params.npz: a Python pickle, which could run code and is never loaded"
+    path.write_bytes(pickle.dumps(Code()))
+    refused(tmp_path, words, InvalidInput)
+    with path.open("wb") as file:
+        np.save(file, np.ones(3))
+    refused(tmp_path, "params.npz: a single NumPy array; expected an archive of arrays", InvalidInput)
+    np.savez(path, W_enc=np.array(["a"]))
+    refused(tmp_path, "params.npz: W_enc holds <U1; expected numbers of at most 64 bits", InvalidInput)
+    np.savez(path, W_enc=np.ones(3, complex))
+    refused(tmp_path, "params.npz: W_enc holds complex128; expected numbers", InvalidInput)
+
+
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickles_with_code_are_not_called_damaged(tmp_path, protocol):
+    path = tmp_path / "6.pt"
+    path.write_bytes(pickle.dumps(Code(), protocol=protocol))
+    refused(path, "6.pt: (a Python pickle, which could|holds Python objects that could) run code", InvalidInput)
+    torch.save({"x": Code()}, path, _use_new_zipfile_serialization=False)
+    refused(path, "6.pt: holds Python objects that could run code", InvalidInput)
+
+
+def test_native_modules_are_kept_where_they_say_the_site(tmp_path):
+    assert load_dictionary(SPARSIFY).provenance["module"] == "layers.6"
+    renamed = shutil.copytree(SPARSIFY, tmp_path / "renamed")
+    assert "module" not in load_dictionary(renamed, site=Site(6)).provenance
+    folder = shutil.copytree(LEARNING, tmp_path / "learned")
+    assert "module" not in load_dictionary(folder).provenance  # resid_post_layer_6 is not the name of a module
+    trainer(submodule_name="model.layers.6.mlp", layer=6)(folder)
+    sae = load_dictionary(folder)
+    assert sae.site == Site(6, "mlp_out") and sae.provenance["module"] == "model.layers.6.mlp"
+
+
+@pytest.mark.parametrize("part", ["name", "fingerprint"])
+def test_names_of_models_are_text(tmp_path, part):
+    RawUnits(Site(6), 4).save(tmp_path)
+    config("neurollm.json", model={"name": "", "fingerprint": "", part: 5})(tmp_path)
+    refused(tmp_path, f"model.{part} is 5; expected a text", InvalidInput)

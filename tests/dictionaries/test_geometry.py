@@ -110,3 +110,14 @@ def test_zero_rows_have_no_direction_and_bad_input_is_refused():
         anisotropy_report(x[0])
     with pytest.raises(InvalidInput, match="got a list"):
         anisotropy_report([[1.0, 2.0]])
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 123.456])
+def test_activations_that_do_not_vary_have_no_geometry(value):
+    row = value * np.random.default_rng(0).standard_normal(6)
+    for x in (np.full((5000, 6), value), np.tile(row, (777, 1))):
+        report = anisotropy_report(x)
+        assert report.rank == 0 and not report.sd.any() and not report.eigenvalues.any()
+        figures = (report.participation_ratio, report.mean_cosine_centred, report.mean_cosine_whitened)
+        assert np.isnan(figures).all() and np.isnan(report.top_share(1))
+        np.testing.assert_array_equal(report.mean, x[0])

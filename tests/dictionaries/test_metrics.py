@@ -365,3 +365,42 @@ def test_a_store_on_disk_gives_what_its_rows_give(tmp_path, demo_lm, demo_dictio
     assert found.ev_low < found.ev < found.ev_high and found.n_documents == 14
     for name in ("ev", "l0", "gini", "cosine", "ev_low", "ev_high"):
         assert getattr(found, name) == pytest.approx(getattr(again, name), rel=1e-6), name
+
+
+@pytest.mark.parametrize("value", [0.1, 123.456, 1e4])
+def test_what_does_not_vary_has_no_explained_variance(random_sae, value):
+    row = np.random.default_rng(0).standard_normal(6) * value
+    for x in (np.full((5000, 6), value), np.tile(row, (777, 1))):
+        metrics = evaluate_dictionary(random_sae(), x)
+        assert np.isnan([metrics.ev, metrics.fvu, metrics.shrinkage]).all()
+        assert np.isfinite([metrics.l0, metrics.cosine, metrics.l2_ratio]).all()
+
+
+@pytest.mark.parametrize("n", [100, 500, 5000])
+def test_what_reconstructs_everything_as_one_vector_has_no_shrinkage(n):
+    x = np.random.default_rng(0).standard_normal((n, 6)).astype(np.float32) + 3
+    metrics = evaluate_dictionary(Constant(Site(1), torch.randn(6, generator=torch.Generator().manual_seed(0))), x)
+    assert np.isnan(metrics.shrinkage) and metrics.ev < 0
+
+
+def test_a_large_mean_takes_nothing_from_the_figures():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((500, 6)) * 1e-2 + 1e6
+    value = torch.full((6,), 1e6)
+    metrics = evaluate_dictionary(Constant(Site(1), value), x)
+    assert metrics.fvu == pytest.approx(((x - 1e6) ** 2).sum() / ((x - x.mean(0)) ** 2).sum(), rel=1e-6)
+
+
+def test_arguments_of_the_evaluation_are_checked(random_sae, acts, tiny_lm):
+    with pytest.raises(InvalidInput, match="n_boot must be 0 or more, found -1"):
+        evaluate_dictionary(random_sae(), acts, n_boot=-1)
+    with pytest.raises(InvalidInput, match="documents is a single text; give a sequence of texts"):
+        evaluate_dictionary(random_sae(), acts, tiny_lm, "Once upon a time")
+
+
+def test_rows_may_lie_in_memory_in_any_way(random_sae, acts):
+    plain = evaluate_dictionary(random_sae(), acts)
+    frozen = acts.copy()
+    frozen.flags.writeable = False
+    for same in (frozen, acts.astype(">f4"), np.ascontiguousarray(acts[:, ::-1])[:, ::-1], np.asfortranarray(acts)):
+        assert evaluate_dictionary(random_sae(), same) == plain

@@ -1,5 +1,7 @@
 """Sparse probing against a pipeline of scikit-learn, on noise, and on planted concepts."""
 
+from math import comb
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -10,7 +12,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from neurollm.dictionaries import RandomDirections, RawUnits
-from neurollm.dictionaries.probing import _Trials, probe_splits, sparse_probing
+from neurollm.dictionaries.probing import _against, _Trials, probe_splits, sparse_probing
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.models import Site
 
@@ -92,7 +94,7 @@ def test_labels_are_shuffled_where_they_can_be():
     groups = np.repeat(np.arange(8), 3)
     labels = np.array([0, 0, 0] * 3 + [1, 1, 1] * 3 + [0, 1, 1, 1, 0, 0]).astype(bool)
     trials = _Trials(labels, groups, groups % 2, "1")
-    seen = np.array([trials.shuffled(np.random.default_rng(seed)) for seed in range(400)])
+    seen = np.array([trials.shuffled_labels(np.random.default_rng(seed)) for seed in range(400)])
     by_group = seen.reshape(400, 8, 3)
     assert (by_group[:, :6].all(2) | ~by_group[:, :6].any(2)).all() and (by_group[:, :6, 0].sum(1) == 3).all()
     assert (by_group[:, 6].sum(1) == 2).all() and (by_group[:, 7].sum(1) == 1).all()
@@ -127,8 +129,53 @@ def test_a_concept_in_three_features_is_spread_over_three():
     assert probe_splits(X, labels, groups, most=3)[0] == 1
 
 
+@pytest.mark.parametrize("n_items", [3, 4, 5])
+def test_perfect_signal_in_few_items_is_as_rare_as_its_labelling(n_items):
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(2 * n_items), 4)
+    labels = np.where(groups < n_items, "a", "b")
+    X = rng.standard_normal((len(groups), 5))
+    X[labels == "b", 3] += 50
+    found = sparse_probing({"planted": X}, labels, groups, k=1, n_shuffles=99)
+    row = found.table.iloc[0]
+    rarity = 2 / comb(2 * n_items, n_items)  # the labels themselves, and the same with the levels exchanged
+    assert row.auroc == 1 and found.n_shuffles == 99
+    assert row.p == pytest.approx((99 * rarity + 1) / 100, abs=4 * (rarity / 99) ** 0.5)
+    assert row.shuffled_auroc < 0.8
+
+
+def test_shuffles_have_folds_of_their_own_labels():
+    groups = np.repeat(np.arange(10), 3)
+    trials = _Trials.of(groups < 5, groups, 5, 0)
+    for seed in range(30):
+        other = trials.shuffled(np.random.default_rng(seed))
+        for fold in range(5):
+            assert other.labels[other.folds == fold].mean() == 0.5
+            assert len(np.unique(groups[other.folds == fold])) == 2
+
+
+def test_a_shuffle_without_an_area_is_not_used():
+    groups = np.repeat([0, 1], 5)  # an item of each level, so that no fold can hold both levels
+    trials = _Trials(groups == 1, groups, groups, "a")
+    assert trials.shuffled(np.random.default_rng(0)) is None
+    assert np.isnan(_against(0.9, np.zeros(0))["p"])
+    assert np.isnan(_against(float("nan"), np.full(9, 0.5))["p"])
+
+
+def test_levels_are_sorted_as_what_they_are():
+    X = np.random.default_rng(0).standard_normal((40, 3))
+    for levels, positive in (([10, 9], "10"), ([1.5, -2.0], "1.5"), (["10", "9"], "9"), ([True, False], "True")):
+        found = sparse_probing({"x": X}, np.repeat(np.array(levels), 20), range(40), k=1, n_shuffles=0)
+        assert found.positive == positive
+    for missing in (None, float("nan")):
+        with pytest.raises(InvalidInput, match=r"labels are missing .* at 20 trials, such as trial 20"):
+            sparse_probing({"x": X}, ["a"] * 20 + [missing] * 20, range(40), k=1)
+
+
 def test_refusals():
     X, labels, groups = crossed(6)
+    with pytest.raises(InvalidInput, match="n_shuffles must be 0 or more"):
+        sparse_probing({"x": X}, labels, groups, n_shuffles=-1)
     with pytest.raises(InvalidInput, match="found 3"):
         sparse_probing({"x": X}, np.arange(12) % 3, groups)
     with pytest.raises(InvalidInput, match="at least 2 items"):

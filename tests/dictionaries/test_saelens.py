@@ -5,8 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from neurollm.dictionaries import Normalisation, RandomDirections, RawUnits, ReLUSAE, TopKSAE, load_dictionary
+from neurollm.dictionaries.formats import save_sparsify
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import sha256_file, write_json
 from neurollm.models import Site
@@ -264,3 +266,53 @@ def test_normalisation_of_every_token_comes_back(tmp_path, per_token, subtract):
         again = load_dictionary(tmp_path, format)
         torch.testing.assert_close(again.encode(X), sae.encode(X) * norm.unit)
         torch.testing.assert_close(again.reconstruct(X), sae.reconstruct(X))
+
+
+@pytest.mark.parametrize("kind", [TopKSAE, ReLUSAE])
+def test_weights_that_overflow_their_dtype_are_not_written(tmp_path, kind):
+    sae = fixture_sae(dtype="float16")
+    sae = sae if kind is TopKSAE else ReLUSAE(Site(3), sae.weights, dtype="float16")
+    sae.weights["b_dec"][1] = 7e4
+    for save in (sae.save, *([lambda folder: save_sparsify(sae, folder)] if kind is TopKSAE else [])):
+        with pytest.raises(InvalidInput, match=r"b_dec has values up to 7e\+04, which float16 cannot hold"):
+            save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_float64_files_are_loaded_as_float32(tmp_path):
+    sae = fixture_sae(dtype="float64")
+    sae.save(tmp_path / "a")
+    assert load_file(tmp_path / "a" / "sae_weights.safetensors")["W_dec"].dtype == torch.float64
+    again = load_dictionary(tmp_path / "a")
+    assert again.dtype == "float32" and again.fingerprint == sae.fingerprint
+    again.save(tmp_path / "b")
+    assert json.loads((tmp_path / "b" / "cfg.json").read_text())["dtype"] == "float32"
+    assert load_dictionary(tmp_path / "b").fingerprint == sae.fingerprint
+
+
+@pytest.mark.parametrize("old, new", [("none", "centre"), ("centre", "none"), ("none", "layer_norm")])
+def test_another_normalisation_survives_the_files(tmp_path, old, new):
+    fixture_sae(normalisation=Normalisation(per_token=old)).save(tmp_path / "a")
+    sae = load_dictionary(tmp_path / "a", "saelens")
+    other = sae.with_normalisation(Normalisation(per_token=new))
+    other.save(tmp_path / "b")
+    np.testing.assert_array_equal(load_dictionary(tmp_path / "b").reconstruct(X), other.reconstruct(X))
+    assert "saelens_metadata" in sae.provenance
+
+
+def test_names_of_native_modules_are_kept(tmp_path):
+    fixture_sae().save(tmp_path)
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    edit(tmp_path, metadata={**metadata, "hook_name": "", "hf_hook_name": "model.layers.3.mlp.output"})
+    sae = load_dictionary(tmp_path, "saelens")
+    assert sae.site == Site(3, "mlp_out") and sae.provenance["module"] == "model.layers.3.mlp"
+    edit(tmp_path, metadata={**metadata, "hf_hook_name": "model.layers.3.input"})
+    assert "module" not in load_dictionary(tmp_path, "saelens").provenance
+
+
+@pytest.mark.parametrize("value", ["false", 0, None, [True]])
+def test_switches_are_true_or_false(tmp_path, value):
+    fixture_sae().save(tmp_path)
+    edit(tmp_path, apply_b_dec_to_input=value)
+    with pytest.raises(InvalidInput, match=r"apply_b_dec_to_input is .*; expected true or false"):
+        load_dictionary(tmp_path, "saelens")

@@ -103,7 +103,20 @@ def test_refusals():
     x = one_concept_per_token()
     with pytest.raises(InvalidInput, match="must be the larger one; they have 9 and 4"):
         feature_splitting(large, small, x)
-    with pytest.raises(DataMismatch, match="same site"):
+    with pytest.raises(
+        DataMismatch, match=r"smaller dictionary is of resid_post\.1, but the larger is of resid_post\.2"
+    ):
         feature_splitting(small, RandomDirections(Site(2), D, 20), x)
     with pytest.raises(InvalidInput, match="no feature of the smaller dictionary is active on 10 or more of the 20"):
         feature_splitting(small, large, np.zeros((20, D), np.float32))
+
+
+def test_models_must_be_the_same():
+    small, large = (
+        RandomDirections(Site(1), D, n, model_name=m, model_fingerprint=m * 64) for n, m in ((9, "a"), (20, "b"))
+    )
+    words = r"the smaller dictionary is of model 'a' \(fingerprint a{12}\), but the larger is of model 'b'"
+    with pytest.raises(DataMismatch, match=words):
+        feature_splitting(small, large, one_concept_per_token())
+    with pytest.raises(InvalidInput, match="n_null must be 0 or more"):
+        feature_splitting(*planted(), one_concept_per_token(), n_null=-1)

@@ -180,3 +180,30 @@ def test_refusals():
         seed_stability({"x": a, "y": a}, densities=[np.ones(10), np.ones(10)])
     with pytest.raises(InvalidInput, match="n_null must be at least 2"):
         seed_stability([a, a], n_null=1)
+
+
+SITE = Site(1)
+
+
+def test_only_dictionaries_of_one_kind_are_compared():
+    def directions(site=SITE, d=6, name="m", fingerprint="a" * 64, n=10):
+        return RandomDirections(site, d, n, model_name=name, model_fingerprint=fingerprint)
+
+    def transcoder(source, target):
+        weights = {"W_enc": torch.randn(6, 10), "W_dec": torch.randn(10, 6), "b_enc": torch.zeros(10)}
+        return ReLUSAE(source, {**weights, "b_dec": torch.zeros(6)}, subtract_decoder_bias=False, target_site=target)
+
+    assert len(seed_stability({"a": directions(), "b": directions(name="", fingerprint="")}).pairs) == 1
+    pairs = (
+        (directions(Site(2)), "'a' is of resid_post.1, but 'b' is of resid_post.2"),
+        (directions(d=7), "'a' has width 6, but 'b' has width 7"),
+        (
+            directions(name="n", fingerprint="b" * 64),
+            r"'a' is of model 'm' \(fingerprint a{12}\), but 'b' is of model 'n'",
+        ),
+        (transcoder(Site(0), Site(1)), "'a' is of resid_post.1, but 'b' is of resid_post.0 to resid_post.1"),
+        (transcoder(Site(1), Site(1)), "'a' is of resid_post.1, but 'b' is of resid_post.1 to resid_post.1"),
+    )
+    for other, words in pairs:
+        with pytest.raises(DataMismatch, match=words):
+            seed_stability({"a": directions(), "b": other})

@@ -228,7 +228,7 @@ def tiny(kind, tokenizer):
     """A model with random weights of an architecture; the tokenizer is never asked."""
     import transformers
 
-    sizes = {"vocab_size": 40, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2}
+    sizes = {"vocab_size": 40, "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 2, "pad_token_id": 0}
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4}
     config = getattr(transformers, f"{kind}Config")(**sizes, **heads)
     with torch.random.fork_rng():
@@ -237,7 +237,7 @@ def tiny(kind, tokenizer):
     return LanguageModel(kind, model, tokenizer, True)
 
 
-@pytest.mark.parametrize("kind", ["Llama", "Gemma2", "Olmo2"])
+@pytest.mark.parametrize("kind", ["Llama", "Gemma2", "Olmo2", "Glm4"])
 def test_the_halves_of_a_block_add_up_to_what_the_stream_gains(kind, demo_lm):
     """Also where a block normalises what its halves return before adding it."""
     lm, ids = tiny(kind, demo_lm.tokenizer), torch.arange(1, 9)[None]

@@ -133,3 +133,21 @@ def test_anisotropy_names_massive_dimensions():
     drawn(ax)
     still = plot_anisotropy(anisotropy_report(np.ones((5, 3))))
     assert "do not vary" in texts(still)
+
+
+@pytest.mark.parametrize("rarest", [1.0, 1e-3, 10**-7.2])
+def test_features_that_are_always_active_are_drawn(metrics, rarest):
+    ax = plot_density(dataclasses.replace(metrics, density=np.array([1.0, 1.0, rarest])))
+    assert sum(bar.get_height() for bar in ax.patches) == 3
+    last = ax.patches[-1]
+    assert last.get_height() >= 2 and last.get_x() + last.get_width() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("value", [0.1, 123.456])
+def test_geometry_of_what_does_not_vary_is_not_drawn(value):
+    assert "the activations do not vary" in texts(plot_anisotropy(anisotropy_report(np.full((1000, 6), value))))
+
+
+def test_cosines_that_do_not_exist_are_refused():
+    with pytest.raises(InvalidInput, match="there are no cosines"):
+        plot_decoder_cosines(None)

@@ -26,6 +26,7 @@ from neurollm.dictionaries.formats.reading import (
     checked_tensors,
     exact_dtype,
     matrix_shape,
+    module_site,
     read_json,
     read_torch,
     unit_rows,
@@ -49,6 +50,7 @@ _CLASSES: dict[str, tuple[str, dict[str, str], bool]] = {
     "JumpReluAutoEncoder": ("jumprelu", {**_PLAIN, "threshold": "threshold"}, False),
 }
 _STREAMS = "resid_post|resid_pre|mlp_out|attn_out"
+_STREAM_OF_LAYER = rf"({_STREAMS})_layer_(\d+)"
 _GAP = "trainer.submodule_name is not that of a stream such as 'resid_post_layer_6'"
 
 
@@ -101,6 +103,9 @@ def load_dictionary_learning(path: Path, given: Given) -> SAE:
         dtype=exact_dtype(weights, state[names["W_dec"]].dtype),
     )
     sae.provenance = {"written_by": "dictionary_learning", "trainer": trainer}
+    module = str(trainer.get("submodule_name"))
+    if module_site(module) is not None:
+        sae.provenance["module"] = module
     return sae
 
 
@@ -149,7 +154,7 @@ def _site(trainer: dict[str, Any], config: dict[str, Any], where: Path) -> Site 
     if name is None:
         io = (config.get("buffer") or {}).get("io", "out")
         return Site(layer) if io == "out" and isinstance(layer, int) and layer >= 0 else None
-    match = re.fullmatch(rf"({_STREAMS})_layer_(\d+)", str(name))
+    match = re.fullmatch(_STREAM_OF_LAYER, str(name))
     try:
         site = Site(int(match[2]), match[1]) if match else Site.from_module(str(name))
     except InvalidInput:

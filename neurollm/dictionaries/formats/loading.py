@@ -31,7 +31,7 @@ from neurollm.dictionaries.formats import (
     sparsify,
 )
 from neurollm.dictionaries.formats.reading import Given
-from neurollm.errors import InvalidInput
+from neurollm.errors import DataMismatch, InvalidInput, NeurollmError
 from neurollm.models import Site
 
 EXPECTED = (
@@ -52,7 +52,8 @@ def load_dictionary(
     """Load a dictionary written by neurollm or by another package.
 
     All formats become the same equations (`neurollm.dictionaries.sae`), so that features
-    and reconstructions are those of the package that wrote the files.
+    and reconstructions are those of the package that wrote the files. Weights are held and
+    computed with in float32: those of a float64 file are rounded, and its ``dtype`` is ``"float32"``.
 
     Parameters
     ----------
@@ -87,6 +88,10 @@ def load_dictionary(
     >>> load_dictionary("demo")
     dictionary topk (4,096 features at resid_post.3)
     """
+    if not isinstance(path, str | os.PathLike) or "\0" in str(path):
+        raise InvalidInput(f"dictionary {path!r}: expected a name or a folder")
+    if site is not None and not isinstance(site, Site):
+        raise InvalidInput(f"site is {site!r}; expected a Site such as Site(6, 'resid_post')")
     given = Given(site, k, model_name)
     place = _embedded(str(path)) or Path(path)
     if format != "auto" and format not in _LOADERS:
@@ -98,7 +103,15 @@ def load_dictionary(
     name = _detected(place) if format == "auto" else format
     if place.is_file() and place.suffix not in (".pt", ".pth", ".npz"):
         place = place.parent
-    return _LOADERS[name](place, given)
+    try:
+        return _LOADERS[name](place, given)
+    except NeurollmError:
+        raise
+    except Exception as error:  # what damaged and hostile files provoke cannot be listed
+        told = (str(error).strip().splitlines() or [""])[0][:200]
+        raise DataMismatch(
+            f"{place}: damaged, or not what format {name!r} should be ({type(error).__name__}: {told})"
+        ) from error
 
 
 def _embedded(name: str) -> Path | None:

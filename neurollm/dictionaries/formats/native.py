@@ -56,12 +56,15 @@ def read_side(folder: Path) -> dict[str, Any]:
             f"{folder / SIDE_FILE}: format_version is {side.get('format_version')!r}; "
             f"this edition reads {FORMAT_VERSION}"
         )
-    for key in ("site", "model", "metrics"):
+    side.setdefault("provenance", {})
+    for key in ("site", "model", "metrics", "provenance"):
         if not isinstance(side.get(key), dict):
             raise InvalidInput(f"{folder / SIDE_FILE}: {key} is {side.get(key)!r}; expected a JSON object")
     for part, key in (("site", "layer"), ("model", "name"), ("model", "fingerprint")):
         if key not in side[part]:
             raise InvalidInput(f"{folder / SIDE_FILE}: {part}.{key} is missing")
+        if part == "model" and not isinstance(side[part][key], str):
+            raise InvalidInput(f"{folder / SIDE_FILE}: {part}.{key} is {side[part][key]!r}; expected a text")
     return side
 
 

@@ -12,7 +12,7 @@ import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,6 +22,10 @@ from safetensors.torch import load_file
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.models import Site
 
+if TYPE_CHECKING:
+    from neurollm.dictionaries.sae import SAE
+
+PICKLE = b"\x80"  # the first byte of a pickle of protocol 2 or later
 _ALIASES = {"gpt2-small": "gpt2"}  # names of one model in two packages
 
 
@@ -151,18 +155,30 @@ def read_npz(path: Path) -> dict[str, torch.Tensor]:
     Raises
     ------
     InvalidInput
-        If it is not there, or holds Python objects.
+        If it is not there, is something else than an archive, or holds something else than numbers.
     DataMismatch
         If it is damaged.
     """
     _require(path)
+    start = path.open("rb").read(6)
+    if start == b"\x93NUMPY":
+        raise InvalidInput(f"{path}: a single NumPy array; expected an archive of arrays (numpy.savez)")
+    if start.startswith(PICKLE):
+        raise InvalidInput(f"{path}: a Python pickle, which could run code and is never loaded; expected numpy.savez")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
+            arrays = {name: archive[name] for name in archive.files}
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError) as error:
+        if "allow_pickle" in str(error):
+            raise InvalidInput(
+                f"{path}: holds Python objects, which are never loaded; only arrays of numbers"
+            ) from error
         raise DataMismatch(f"{path}: damaged, cannot be read as a NumPy archive ({error})") from error
-    except (ValueError, TypeError) as error:
-        raise InvalidInput(f"{path}: holds Python objects, which are never loaded; only plain arrays are") from error
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf" or array.dtype.itemsize > 8:
+            found = getattr(array, "dtype", "no array")
+            raise InvalidInput(f"{path}: {name} holds {found}; expected numbers of at most 64 bits")
+    return {name: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for name, array in arrays.items()}
 
 
 def read_torch(path: Path) -> dict[str, Any]:
@@ -176,10 +192,14 @@ def read_torch(path: Path) -> dict[str, Any]:
         If it is damaged.
     """
     _require(path)
+    start = path.open("rb").read(2)
+    if start.startswith(PICKLE) and start != PICKLE + b"\x02":  # torch.save writes zip files, or pickles of protocol 2
+        raise InvalidInput(f"{path}: a Python pickle, which could run code and is never loaded; expected torch.save's")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if zipfile.is_zipfile(path):
+        # An old file is a bare pickle: what it asks for is told from what is damaged by the message alone.
+        if zipfile.is_zipfile(path) or "GLOBAL" in str(error):
             raise InvalidInput(
                 f"{path}: holds Python objects that could run code, which are never loaded; save its state_dict instead"
             ) from error
@@ -242,10 +262,47 @@ def checked_tensors(
 
 
 def exact_dtype(weights: dict[str, torch.Tensor], dtype: str | torch.dtype) -> str:
-    """The dtype they came in, or ``"float32"`` if they were rewritten and storing them in it would round."""
+    """The dtype they came in, or ``"float32"`` if storing them in it would round, or if it is float64.
+
+    Weights are held in float32: those of a float64 file have been rounded to it.
+    """
     name = str(dtype).removeprefix("torch.")
+    if name == "float64":
+        return "float32"
     exact = all(torch.equal(weight.to(getattr(torch, name)).float(), weight) for weight in weights.values())
     return name if exact else "float32"
+
+
+def stored_weights(sae: SAE) -> dict[str, torch.Tensor]:
+    """The weights of a dictionary in the dtype they are stored in, on the CPU.
+
+    Raises
+    ------
+    InvalidInput
+        If one is too large for that dtype.
+    """
+    tensors = {name: weight.cpu().to(getattr(torch, sae.dtype)).contiguous() for name, weight in sae.weights.items()}
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise InvalidInput(
+                f"{sae}: {name} has values up to {float(sae.weights[name].abs().max()):.3g}, which {sae.dtype} cannot "
+                f"hold (at most {torch.finfo(tensor.dtype).max:.3g}); set its dtype to 'float32' or 'bfloat16'"
+            )
+    return tensors
+
+
+def switch(config: dict[str, Any], key: str, default: bool, where: Path) -> bool:
+    """A true or false of a configuration.
+
+    Raises
+    ------
+    InvalidInput
+        If it is anything else, such as the text ``"false"``.
+    """
+    value = config.get(key, default)
+    if not isinstance(value, bool):
+        raise InvalidInput(f"{where}: {key} is {value!r}; expected true or false")
+    return value
 
 
 def matrix_shape(found: dict[str, Any], name: str, path: Path) -> tuple[int, int]:
@@ -276,6 +333,14 @@ def positive(config: dict[str, Any], key: str, where: Path) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InvalidInput(f"{where}: {key} is {value!r}; expected a positive whole number")
     return value
+
+
+def module_site(name: str, end: str = "output") -> Site | None:
+    """The site of what flows out of, or into, a native module; None if the name does not say it."""
+    try:
+        return Site.from_module(name, end)
+    except InvalidInput:
+        return None
 
 
 def parsed_site(name: str, parse: Any, where: Path) -> Site:

@@ -38,10 +38,13 @@ from neurollm.dictionaries.formats.reading import (
     Given,
     checked_tensors,
     exact_dtype,
+    module_site,
     parsed_site,
     positive,
     read_json,
     read_safetensors,
+    stored_weights,
+    switch,
     unit_rows,
 )
 from neurollm.dictionaries.normalisation import Normalisation
@@ -133,6 +136,11 @@ def write_saelens(sae: SAE, folder: str | os.PathLike) -> None:
     folder : path-like
         Created when it is missing.
 
+    Raises
+    ------
+    InvalidInput
+        If a weight is too large for the dtype it is to be stored in; then nothing is written.
+
     Examples
     --------
     >>> import tempfile
@@ -143,7 +151,7 @@ def write_saelens(sae: SAE, folder: str | os.PathLike) -> None:
     ['cfg.json', 'neurollm.json', 'sae_weights.safetensors']
     """
     folder = Path(folder)
-    tensors = {name: weight.cpu().to(DTYPES[sae.dtype]).contiguous() for name, weight in sae.weights.items()}
+    tensors = stored_weights(sae)
     (folder / SIDE_FILE).unlink(missing_ok=True)
     with atomic_path(folder / WEIGHTS_FILE) as partial:
         partial.write_bytes(save(tensors))  # save_file would make it unreadable for other users
@@ -235,6 +243,9 @@ def load_saelens(folder: Path, given: Given, record: dict[str, Any] | None = Non
         dtype=exact_dtype(weights, layout.dtype),
     )
     sae.provenance = record.get("provenance", layout.provenance)
+    module = _target_module(layout.metadata, target is not None)
+    if module and not record:
+        sae.provenance["module"] = module
     sae.metrics = record.get("metrics", {})
     return sae
 
@@ -285,6 +296,12 @@ def _hook(name: str | None, module: str | None, where: Path, optional: bool) -> 
         raise
 
 
+def _target_module(metadata: dict[str, Any], transcoder: bool) -> str:
+    """The native module whose output is reconstructed, where it is named."""
+    name = str(metadata.get("hf_hook_name_out" if transcoder else "hf_hook_name")).removesuffix(".output")
+    return name if module_site(name) is not None else ""
+
+
 def _layout(config: dict[str, Any], where: Path) -> _Layout:
     """One form for all releases, or a sentence that says what is not supported."""
     flat = "metadata" not in config
@@ -308,7 +325,7 @@ def _layout(config: dict[str, Any], where: Path) -> _Layout:
         d_out=positive(config, "d_out", where) if transcoder else d_in,
         transcoder=transcoder,
         dtype=str(config.get("dtype", "float32")).removeprefix("torch."),
-        subtract=bool(config.get("apply_b_dec_to_input", True)),
+        subtract=switch(config, "apply_b_dec_to_input", True, where),
         rescale=bool(config.get("rescale_acts_by_decoder_norm", False)),
         normalize=config.get("normalize_activations") or "none",
         centred=_is_centred(metadata, config.get("before_three", False)),

@@ -4,8 +4,9 @@
     y = f W_dec + b_dec (+ W_skip x)
 
 The folder's name is the module's name in the transformers model: autoencoders read and
-reconstruct its output; transcoders read its input and predict its output. The number of
-features is that of the tensors, since ``num_latents`` may be 0.
+reconstruct its output; transcoders read its input and predict its output. The name is kept in
+``provenance["module"]``, and `Dictionary.check` refuses models in which that output is not the
+site. The number of features is that of the tensors, since ``num_latents`` may be 0.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from neurollm.dictionaries.formats.reading import (
     checked_tensors,
     exact_dtype,
     matrix_shape,
+    module_site,
     positive,
     read_json,
     read_safetensors,
+    stored_weights,
 )
 from neurollm.dictionaries.sae import SAE
 from neurollm.errors import DataMismatch, InvalidInput
@@ -84,24 +87,20 @@ def load_sparsify(folder: Path, given: Given) -> SAE:
         model_name=given.settled_name(_model_name(folder.parent), where),
         dtype=exact_dtype(weights, found["W_dec"].dtype),
     )
-    sae.provenance = {"written_by": "sparsify", "module": folder.name}
+    sae.provenance = {"written_by": "sparsify"}
+    module = folder.absolute().name
+    if module_site(module) is not None:
+        sae.provenance["module"] = module
     return sae
 
 
 def _sites(folder: Path, where: Path, given: Given, transcode: bool) -> tuple[Site, Site | None]:
     name = folder.absolute().name
     gap = f"the folder's name {name!r} is not that of a module such as 'layers.6' or 'h.6.mlp'"
-    site, target = _module(name, "input" if transcode else "output"), _module(name, "output")
+    site, target = module_site(name, "input" if transcode else "output"), module_site(name)
     if transcode and (site is None or target is None):
         raise InvalidInput(f"{where}: {gap}; a transcoder needs it")
     return given.settled_site(site, where, gap), target if transcode else None
-
-
-def _module(name: str, end: str) -> Site | None:
-    try:
-        return Site.from_module(name, end)
-    except InvalidInput:
-        return None
 
 
 def _model_name(run: Path) -> str:
@@ -119,8 +118,11 @@ def save_sparsify(sae: SAE, folder: str | os.PathLike) -> Path:
         A linear normalisation is taken into the weights.
     folder : path-like
         The run. The files go into a subfolder that is named like the module, as sparsify does it
-        (``layers.6``, ``layers.6.mlp`` …); names differ between model families, so rename it
-        where the blocks are called otherwise.
+        (``layers.6``, ``layers.6.mlp`` …). The model is not at hand here, and names differ between
+        families, so rename it where the blocks are called otherwise. In models that normalise what
+        a half of a block returns before adding it (Gemma 2 and 3, OLMo 2, GLM-4), the sites
+        ``mlp_out`` and ``attn_out`` are the output of that norm, and ``layers.6.mlp`` is another tensor:
+        rename the folder to the norm (``layers.6.post_feedforward_layernorm``).
 
     Returns
     -------
@@ -131,7 +133,8 @@ def save_sparsify(sae: SAE, folder: str | os.PathLike) -> Path:
     ------
     InvalidInput
         If sparsify has no place for it: another architecture, per-token normalisation, a site
-        that is not the output of a module, or an encoder without b_dec.
+        that is not the output of a module, an encoder without b_dec, or weights too large for
+        their dtype; then nothing is written.
 
     Examples
     --------
@@ -151,10 +154,9 @@ def save_sparsify(sae: SAE, folder: str | os.PathLike) -> Path:
         raise InvalidInput(f"{sae}: sparsify subtracts b_dec in every autoencoder, and keeps the width in transcoders")
     target = Path(folder) / _module_name(sae)
     names = {"W_enc": "encoder.weight", "b_enc": "encoder.bias"}
-    dtype = getattr(torch, sae.dtype)
     tensors = {
-        names.get(name, name): (weight.T if name == "W_enc" else weight).cpu().to(dtype).contiguous()
-        for name, weight in sae.weights.items()
+        names.get(name, name): (weight.T if name == "W_enc" else weight).contiguous()
+        for name, weight in stored_weights(sae).items()
     }
     with atomic_path(target / WEIGHTS_FILE) as partial:
         partial.write_bytes(save(tensors))
