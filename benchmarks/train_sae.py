@@ -296,7 +296,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--only", nargs="+", default=list(PEERS), choices=list(PEERS))
-    parser.add_argument("--encoder-init", default="fitted", help="of neurollm: fitted, transpose (default there), random")
+    parser.add_argument("--encoder-init", default="fitted", help="neurollm: fitted, transpose or random")
     parser.add_argument("--crossover", action="store_true")
     args = parser.parse_args()
     train, held_out = load(args)
