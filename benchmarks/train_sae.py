@@ -166,7 +166,8 @@ def saelens(job: Job, dtype: str) -> Weights:
 def dictionary_learning(job: Job, dtype: str) -> Weights:
     """The trainer of dictionary_learning."""
     if "nnsight" not in sys.modules and importlib.util.find_spec("nnsight") is None:
-        sys.modules["nnsight"] = types.SimpleNamespace(LanguageModel=None)  # its __init__ imports it, no trainer uses it
+        # Imported by the package's __init__, used by no trainer.
+        sys.modules["nnsight"] = types.SimpleNamespace(LanguageModel=None)
     from dictionary_learning.trainers.top_k import TopKTrainer
 
     warmup, decay = int(job.training.warmup * job.steps), int((1 - job.training.decay) * job.steps)

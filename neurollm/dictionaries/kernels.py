@@ -34,7 +34,7 @@ import scipy.sparse as sp
 import torch
 from torch.nn import functional
 
-CROSSOVER = 0.06  # share of places from which on dense products are faster on a CPU
+CROSSOVER = 0.12  # share of places from which on dense products are faster on a CPU
 BLOCK_VALUES = 2**19  # pre-activations of a block: 2 MB
 GROUPS = 16  # members of a group; F below 64 k is not worth grouping
 DEVICE_VALUES = 2**26  # pre-activations held at a time on other devices
