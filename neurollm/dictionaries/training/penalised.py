@@ -27,7 +27,7 @@ dictionary, it begins where the gradient of its active features vanishes, λ = �
 
 from __future__ import annotations
 
-from typing import ClassVar
+from abc import abstractmethod
 
 import torch
 
@@ -48,18 +48,16 @@ class PenaltyLearner(Learner):
     """What these architectures share: the code above a limit, and the weight of the penalty."""
 
     training: PenaltyTraining
-    default: ClassVar[float] = 1.0  # λ when it is neither given nor steered
 
     @property
     def steered(self) -> bool:
         """Whether λ follows L0."""
-        return self.training.sparsity is None
+        return False
 
     def _carried(self) -> dict[str, torch.Tensor]:
-        given = self.default if self.training.sparsity is None else self.training.sparsity
+        given = 1.0 if self.training.sparsity is None else self.training.sparsity
         return {
             "sparsity": torch.tensor(START if self.steered else float(given), device=self.device),
-            "level": torch.tensor(float("nan"), device=self.device),  # log(L0 / k), smoothed; NaN: not seen yet
             "density": torch.ones((), dtype=torch.float64),  # share of places in the last code
         }
 
@@ -83,17 +81,6 @@ class PenaltyLearner(Learner):
         warmup = 0.0 if self.steered else self.training.sparsity_warmup  # a steered one begins small by itself
         return self.carried["sparsity"] * (min(1.0, progress / warmup) if warmup else 1.0)
 
-    def _after_step(self, x: torch.Tensor, progress: float) -> None:
-        if self.steered:
-            now = torch.log((self.sums[2] / self.sums[3]).clamp_min(0.01 * self.k) / self.k).float()
-            before = self.carried["level"]
-            before.copy_(torch.where(before.isnan(), now, before))
-            before += SMOOTH * (now - before)  # where it was about 1 / SMOOTH steps ago
-            ahead = now + DAMPING * (now - before)
-            weight = self.carried["sparsity"]
-            weight.mul_(torch.exp(STEER * ahead.clamp(-1, 1))).clamp_(max=MOST)
-        super()._after_step(x, progress)
-
     def norms(self) -> torch.Tensor:
         """Lengths of the decoder directions, (F,)."""
         return self.parameters["W_dec"].norm(dim=1).clamp_min_(1e-12)
@@ -105,18 +92,6 @@ class PenaltyLearner(Learner):
         share = weight * code.column_sums(acts) / self.norms()
         gradients["W_dec"] += share[:, None] * self.parameters["W_dec"]
 
-    def adopt(self, x: torch.Tensor) -> None:
-        """Begin with the λ at which the weights that were loaded are at rest."""
-        if self.steered:
-            code, residual, active = self._penalised(x)
-            slope = code.dots(residual, self.parameters["W_dec"]) / code.at(self.norms())
-            estimate = -2 * (slope * active).sum() / active.sum().clamp_min(1)
-            self.carried["sparsity"].copy_(estimate.clamp(1e-3, MOST))
-
-    def _penalised(self, x: torch.Tensor) -> tuple[Code, torch.Tensor, torch.Tensor]:
-        """Code, residual of what the penalty shortens, and where it is active."""
-        raise NotImplementedError
-
     def per_row(self, weight: torch.Tensor) -> torch.Tensor:
         """A weight of a sum over features, divided by n d."""
         return weight / (self.training.batch_size * self.d_in)
@@ -126,7 +101,43 @@ class PenaltyLearner(Learner):
         self.load_common(sae.weights)
 
 
-class ReLULearner(PenaltyLearner):
+class SteeredLearner(PenaltyLearner):
+    """An L1 penalty whose weight follows L0 where none is given."""
+
+    @property
+    def steered(self) -> bool:
+        """Whether λ follows L0."""
+        return self.training.sparsity is None
+
+    def _carried(self) -> dict[str, torch.Tensor]:
+        level = torch.tensor(float("nan"), device=self.device)  # log(L0 / k), smoothed; NaN: not seen yet
+        return {**super()._carried(), "level": level}
+
+    def _after_step(self, x: torch.Tensor, progress: float) -> None:
+        if self.steered:
+            now = torch.log((self.sums[2] / self.sums[3]).clamp_min(0.01 * self.k) / self.k).float()
+            before = self.carried["level"]
+            before.copy_(torch.where(before.isnan(), now, before))
+            before += SMOOTH * (now - before)  # where it was about 1 / SMOOTH steps ago
+            ahead = now + DAMPING * (now - before)
+            weight = self.carried["sparsity"]
+            weight.mul_(torch.exp(STEER * ahead.clamp(-1, 1))).clamp_(max=MOST)
+        super()._after_step(x, progress)
+
+    def adopt(self, x: torch.Tensor) -> None:
+        """Begin with the λ at which the weights that were loaded are at rest."""
+        if self.steered:
+            code, residual, active = self._penalised(x)
+            slope = code.dots(residual, self.parameters["W_dec"]) / code.at(self.norms())
+            estimate = -2 * (slope * active).sum() / active.sum().clamp_min(1)
+            self.carried["sparsity"].copy_(estimate.clamp(1e-3, MOST))
+
+    @abstractmethod
+    def _penalised(self, x: torch.Tensor) -> tuple[Code, torch.Tensor, torch.Tensor]:
+        """Code, residual of what the penalty shortens, and where it is active."""
+
+
+class ReLULearner(SteeredLearner):
     """Learns a ReLU SAE with an L1 or KL penalty."""
 
     dictionary, options = ReLUSAE, ReLUTraining
@@ -181,7 +192,7 @@ class ReLULearner(PenaltyLearner):
         return self.common_weights()
 
 
-class GatedLearner(PenaltyLearner):
+class GatedLearner(SteeredLearner):
     """Learns a Gated SAE."""
 
     dictionary, options, bias = GatedSAE, GatedTraining, "b_gate"
@@ -246,7 +257,6 @@ class JumpReLULearner(PenaltyLearner):
     dictionary, options = JumpReLUSAE, JumpReLUTraining
     training: JumpReLUTraining
     resampled_norm = 1.0
-    steered = False  # the target for L0 is in the loss
 
     def _fresh(self, alive: torch.Tensor) -> dict[str, torch.Tensor]:
         threshold = self.parameters["log_threshold"]
