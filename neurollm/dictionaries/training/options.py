@@ -121,11 +121,12 @@ class Training:
         for name in names:
             value = getattr(self, name)
             number = value is None or (isinstance(value, Real) and not isinstance(value, bool))
-            whole = name in WHOLE and number and value is not None
-            if not (number and holds(value)) or (whole and value != int(value)):
-                raise InvalidInput(f"training: {name} must be {what}{', a whole number' * whole}, got {value!r}")
+            if not (number and holds(value)):
+                raise InvalidInput(f"training: {name} must be {what}, got {value!r}")
+            if name in WHOLE and value is not None and value != int(value):
+                raise InvalidInput(f"training: {name} must be a whole number, got {value!r}")
             if value is not None:  # plain numbers, that can be written as JSON
-                object.__setattr__(self, name, int(value) if whole else float(value))
+                object.__setattr__(self, name, int(value) if name in WHOLE else float(value))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Training:
