@@ -4,7 +4,7 @@ The embedded model reads its embedded corpus; five sixths of the documents are l
 measured on. All architectures are trained in one pass. TopK keeps k features on a token, the others are
 steered to k on the average, so that FVU can be compared at equal L0.
 
-    python benchmarks/architectures.py                       # F = 1,024, k = 16, 1.5 million tokens: 6 minutes
+    python benchmarks/architectures.py                       # F = 1,024, k = 16, 1.5 million tokens
 """
 
 from __future__ import annotations
