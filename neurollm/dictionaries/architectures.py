@@ -77,7 +77,7 @@ class TopKSAE(SAE):
 
     def _encode_csr(self, x: torch.Tensor) -> sp.csr_matrix:
         values, indices = (part.cpu().numpy() for part in self.active(x))
-        keep = values > 0
+        keep = values != 0
         pointers = np.concatenate([[0], np.cumsum(keep.sum(1))])
         csr = sp.csr_matrix((values[keep], indices[keep], pointers), shape=(len(values), self.n_features))
         csr.sort_indices()
@@ -85,6 +85,27 @@ class TopKSAE(SAE):
 
     def _reconstruct(self, x: torch.Tensor) -> torch.Tensor:
         return self._finish(sparse_decode(*self.active(x), self.weights["W_dec"]), x)
+
+
+class AbsTopKSAE(TopKSAE):
+    """f = the k pre-activations of a token that are largest without their sign, with it; features are signed.
+
+    Parameters: see `TopKSAE`.
+    """
+
+    architecture = "abstopk"
+
+    def active(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The active features of each row of `x`: signed values (n, k), and indices (n, k)."""
+        return self._largest(self._pre(self._input(x)))
+
+    def _largest(self, pre: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        _, indices = topk_of_relu(pre.abs(), self.k)
+        return pre.gather(1, indices), indices
+
+    def _features(self, z: torch.Tensor) -> torch.Tensor:
+        values, indices = self._largest(self._pre(z))
+        return torch.zeros(len(z), self.n_features, device=z.device).scatter_(1, indices, values)
 
 
 class JumpReLUSAE(SAE):
@@ -207,5 +228,5 @@ class MatchingPursuitSAE(SAE):
 
 
 ARCHITECTURES: dict[str, type[SAE]] = {
-    kind.architecture: kind for kind in (ReLUSAE, TopKSAE, JumpReLUSAE, GatedSAE, MatchingPursuitSAE)
+    kind.architecture: kind for kind in (ReLUSAE, TopKSAE, AbsTopKSAE, JumpReLUSAE, GatedSAE, MatchingPursuitSAE)
 }

@@ -18,7 +18,7 @@ from neurollm.models import Site
 from neurollm.models.site import STREAMS
 
 FIXTURES = Path(__file__).with_name("fixtures")
-REFUSED = {"abstopk", "groupmax"}
+REFUSED = {"groupmax"}
 
 
 def cases(group):

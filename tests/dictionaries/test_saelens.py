@@ -149,7 +149,6 @@ def tensor(**changes):
         (foreign(k=9), InvalidInput, "k is 9; expected 1 to d_sae = 8"),
         (foreign(k=True), InvalidInput, "k is True"),
         (foreign(architecture="temporal"), InvalidInput, "'temporal' is not supported: its features depend on"),
-        (foreign(architecture="abstopk"), InvalidInput, "'abstopk' is not supported: its features have signs"),
         (foreign(architecture="new"), InvalidInput, "'new' is not supported: known are standard"),
         (foreign(normalize_activations="batch_norm"), InvalidInput, "normalize_activations is 'batch_norm'; expected"),
         (foreign(normalize_activations="expected_average_only_in"), InvalidInput, "activation_scaler.json with its"),

@@ -62,6 +62,7 @@ _KINDS = {
     "standard": ("standard", False),
     "gated": ("gated", False),
     "topk": ("topk", False),
+    "abstopk": ("abstopk", False),
     "jumprelu": ("jumprelu", False),
     "batchtopk": ("jumprelu", False),
     "matryoshka_batchtopk": ("jumprelu", False),
@@ -72,12 +73,15 @@ _KINDS = {
     "jumprelu_skip_transcoder": ("jumprelu", True),
 }
 _UNSUPPORTED = {
-    "abstopk": "its features have signs",
     "temporal": "its features depend on the tokens before",
 }
 _PER_TOKEN = {"none": "none", "constant_norm_rescale": "unit_norm", "layer_norm": "layer_norm"}
 _STATISTICS = ("expected_average_only_in", "covariance_whitening")
-_OPTIONS = {"topk": ("k",), "matching_pursuit": ("residual_threshold", "max_iterations", "stop_on_duplicate_support")}
+_OPTIONS = {
+    "topk": ("k",),
+    "abstopk": ("k",),
+    "matching_pursuit": ("residual_threshold", "max_iterations", "stop_on_duplicate_support"),
+}
 _DEFAULTS = {"k": 100, "residual_threshold": 1e-2, "max_iterations": None, "stop_on_duplicate_support": True}
 
 
@@ -175,7 +179,7 @@ def _config(sae: SAE) -> dict[str, Any]:
         "reshape_activations": "none",
         "metadata": sae.provenance.get("saelens_metadata") or _metadata(sae),
         **sae.options,
-        **({"rescale_acts_by_decoder_norm": False} if named == "topk" else {}),
+        **({"rescale_acts_by_decoder_norm": False} if named in ("topk", "abstopk") else {}),
         **({"d_out": sae.d_out} if sae.is_transcoder else {}),
         "architecture": named,
     }
@@ -225,7 +229,7 @@ def load_saelens(folder: Path, given: Given, record: dict[str, Any] | None = Non
         check_weights(record, folder, WEIGHTS_FILE)
         _check_record(record, layout)
     record = record or {}
-    if layout.architecture == "topk":
+    if layout.architecture in ("topk", "abstopk"):
         layout.options["k"] = given.settled_k(layout.options["k"], layout.d_sae, layout.where)
     else:
         given.refuse_k(layout.architecture, layout.where)
