@@ -1,6 +1,6 @@
 """Dictionaries: maps between activations and features, their training and their quality."""
 
-from neurollm.dictionaries.architectures import GatedSAE, JumpReLUSAE, MatchingPursuitSAE, ReLUSAE, TopKSAE
+from neurollm.dictionaries.architectures import AbsTopKSAE, GatedSAE, JumpReLUSAE, MatchingPursuitSAE, ReLUSAE, TopKSAE
 from neurollm.dictionaries.base import Dictionary
 from neurollm.dictionaries.components import ICADictionary, PCADictionary
 from neurollm.dictionaries.controls import RandomDirections, RawUnits, controls_of, random_sae
@@ -31,6 +31,7 @@ from neurollm.dictionaries.training import (
 
 __all__ = [
     "SAE",
+    "AbsTopKSAE",
     "BatchTopKTraining",
     "Dictionary",
     "DictionaryMetrics",

@@ -145,7 +145,7 @@ def save_sparsify(sae: SAE, folder: str | os.PathLike) -> Path:
     ...     print(saved.name, sorted(path.name for path in saved.iterdir()))
     layers.3 ['cfg.json', 'sae.safetensors']
     """
-    if not isinstance(sae, TopKSAE):
+    if type(sae) is not TopKSAE:
         raise InvalidInput(f"{sae}: sparsify stores only 'topk' dictionaries, not {sae.architecture!r}")
     sae = sae.fold()
     if not sae.normalisation.is_identity:
