@@ -70,7 +70,7 @@ def trained(architecture, seed=0, normalisation=None, **options):
         weights[name] -= 8
     if architecture == "matching_pursuit":
         weights["W_dec"] = torch.nn.functional.normalize(weights["W_dec"], dim=1)
-    options = {"k": 3} | options if architecture == "topk" else options
+    options = {"k": 3} | options if "topk" in architecture else options
     return kind(SITE, weights, normalisation=normalisation, **options, **MODEL)
 
 
