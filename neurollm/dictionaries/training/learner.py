@@ -146,14 +146,6 @@ class Learner(ABC):
     def gradients(self, x: torch.Tensor, progress: float = 0.0) -> dict[str, torch.Tensor]:
         """Gradients of the loss at a batch (n, d), for this process's rows; also counts activity and error."""
 
-    @abstractmethod
-    def weights(self) -> dict[str, torch.Tensor]:
-        """The weights of the finished dictionary, SAELens names and shapes, on the CPU."""
-
-    @abstractmethod
-    def load(self, sae: SAE) -> None:
-        """Begin with the weights of a dictionary in normalised units."""
-
     def dictionary_options(self) -> dict[str, Any]:
         """What the dictionary's constructor takes beside the weights."""
         return {}
@@ -319,16 +311,17 @@ class Learner(ABC):
             "dead": dead,
         }
 
-    def common_weights(self) -> dict[str, torch.Tensor]:
-        """All parameters on the CPU, W_enc as (d, F)."""
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The weights of the finished dictionary, SAELens names and shapes, on the CPU."""
         weights = {name: weight.detach().cpu() for name, weight in self.parameters.items()}
         weights["W_enc"] = weights["W_enc"].T.contiguous()
         return weights
 
-    def load_common(self, weights: dict[str, torch.Tensor]) -> None:
-        """Copy weights with SAELens names and shapes into the parameters of the same names."""
-        for name in self.parameters.keys() & weights.keys():
-            self.parameters[name].copy_(weights[name].T if name == "W_enc" else weights[name])
+    def load(self, sae: SAE) -> None:
+        """Begin with the weights of a dictionary in normalised units."""
+        for name in self.parameters.keys() & sae.weights.keys():
+            weight = sae.weights[name]
+            self.parameters[name].copy_(weight.T if name == "W_enc" else weight)
 
     def diverged(self) -> bool:
         """Whether the loss is not a finite number any more."""

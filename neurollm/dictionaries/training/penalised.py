@@ -96,10 +96,6 @@ class PenaltyLearner(Learner):
         """A weight of a sum over features, divided by n d."""
         return weight / (self.training.batch_size * self.d_in)
 
-    def load(self, sae: SAE) -> None:
-        """See `Learner.load`."""
-        self.load_common(sae.weights)
-
 
 class SteeredLearner(PenaltyLearner):
     """An L1 penalty whose weight follows L0 where none is given."""
@@ -187,10 +183,6 @@ class ReLULearner(SteeredLearner):
     def _residual(self, x: torch.Tensor) -> torch.Tensor:
         return self._penalised(x)[1]
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """See `Learner.weights`."""
-        return self.common_weights()
-
 
 class GatedLearner(SteeredLearner):
     """Learns a Gated SAE."""
@@ -245,10 +237,6 @@ class GatedLearner(SteeredLearner):
         code, gate = self.find(x - self.parameters["b_dec"], 0.0)
         _, acts, _ = self._values(code, gate)
         return code.decode(acts, self.parameters["W_dec"]) + self.parameters["b_dec"] - x
-
-    def weights(self) -> dict[str, torch.Tensor]:
-        """See `Learner.weights`."""
-        return self.common_weights()
 
 
 class JumpReLULearner(PenaltyLearner):
@@ -312,7 +300,7 @@ class JumpReLULearner(PenaltyLearner):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Learner.weights`."""
-        weights = self.common_weights()
+        weights = super().weights()
         weights["threshold"] = weights.pop("log_threshold").exp()
         return weights
 

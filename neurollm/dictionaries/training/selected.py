@@ -61,14 +61,6 @@ class TopKLearner(Learner):
         """``{"k": k}``."""
         return {"k": self.k}
 
-    def weights(self) -> dict[str, torch.Tensor]:
-        """See `Learner.weights`."""
-        return self.common_weights()
-
-    def load(self, sae: SAE) -> None:
-        """See `Learner.load`."""
-        self.load_common(sae.weights)
-
 
 class BatchTopKLearner(TopKLearner):
     """Learns a BatchTopK SAE."""
@@ -132,7 +124,7 @@ class BatchTopKLearner(TopKLearner):
     def weights(self) -> dict[str, torch.Tensor]:
         """See `Learner.weights`; one threshold for all features."""
         threshold = self.carried["threshold"].clamp_min(0.0)
-        return {**self.common_weights(), "threshold": threshold.expand(self.n_features).clone()}
+        return {**super().weights(), "threshold": threshold.expand(self.n_features).clone()}
 
     def load(self, sae: SAE) -> None:
         """See `Learner.load`."""
