@@ -1,0 +1,225 @@
+"""RSA with absolute distances |x_i − x_j| and with ranks of distances.
+
+Observed scores avoid the pairs where they can:
+
+* absolute distances, by sorting: with A = W∘(D − D̄) and the features in rising order,
+  ``Σ A_ij |x_i − x_j| = Σ_t x_(t) (Σ_{u<t} A − Σ_{u>t} A)``, where a model of C classes needs counts of classes only;
+  Σd from the same form, Σd² as with squared distances;
+* ranks of sparse features, from the stored values: see `neurollm.stats.rdms.sparse_ranks`.
+
+Under rearrangements (and for dense ranks) a block of features is written out over its m = n(n − 1)/2 pairs, and all
+arrangements are one product of the rearranged models with it.
+
+Spearman's correlation and Kendall's τ_a are the same for |x_i − x_j| and (x_i − x_j)². ρ_a is Spearman's without the
+correction for ties, ``12 Σ (R_x − R̄)(R_D − R̄)/(m³ − m)``, the expected Spearman correlation when ties are broken at
+random (Nili et al. 2014; Schütt et al. 2023, eLife 82566): preferred when models have ties.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import sparse
+
+from neurollm.errors import InvalidInput
+from neurollm.stats.arrays import BLOCK, by_columns, dense
+from neurollm.stats.linear import NOISE
+from neurollm.stats.rdms.forms import pair_classes
+from neurollm.stats.rdms.model import pair_model
+from neurollm.stats.rdms.sparse_ranks import sparse_rank_scores
+
+RANKS = ("spearman", "rho_a", "tau_a")
+_PAIRS = 1 << 22  # pairs × features written out at a time
+
+
+class ExplicitScores:
+    """Scores of all features over written-out pairs; the same interface as `SquaredScores`.
+
+    Parameters
+    ----------
+    X : ndarray, memory map, scipy.sparse or torch.Tensor, shape (n, V)
+    D : ndarray, shape (n, n)
+        Model RDM; NaN leaves a pair out.
+    comparison : {"pearson", "cosine"} of absolute distances, or {"spearman", "rho_a", "tau_a"}
+    """
+
+    def __init__(self, X: Any, D: np.ndarray, comparison: str) -> None:
+        self._X = by_columns(X)
+        self.n_features = X.shape[1]
+        self._model = pair_model(D, X.shape[0])
+        self._comparison = comparison
+        self._rows, self._columns = np.triu_indices(X.shape[0], 1)
+        if self._model.is_constant and comparison != "cosine":
+            raise InvalidInput(
+                "RSA: the model gives all its pairs the same distance, so nothing can be compared; "
+                "it needs pairs that it calls alike and others that it calls unlike."
+            )
+
+    def observed(self) -> np.ndarray:
+        """Scores of all features, shape (V,); NaN for constant and non-finite ones."""
+        sparse_ranks = sparse.issparse(self._X) and self._model.is_full and self._comparison in ("spearman", "rho_a")
+        if sparse_ranks:
+            return sparse_rank_scores(self._X, self._model.values, self._comparison)
+        if self._comparison in ("pearson", "cosine"):
+            return self._sorted()
+        identity = np.arange(self._X.shape[0])[None]
+        step = self._step()
+        parts = [
+            self(identity, slice(start, min(start + step, self.n_features)))[0]
+            for start in range(0, self.n_features, step)
+        ]
+        return np.concatenate([np.empty(0), *parts])
+
+    def moments(self) -> None:
+        """No closed form is used: `permutation_null` takes mean and spread from the arrangements."""
+
+    def __call__(self, index: np.ndarray, columns: slice) -> np.ndarray:
+        """Scores under arrangements of the model's rows; shapes as in `SquaredScores`."""
+        step = self._step()
+        parts = []
+        for start in range(columns.start, columns.stop, step):
+            x, valid = self._values(slice(start, min(start + step, columns.stop)))
+            distances = np.abs(x[self._rows] - x[self._columns])
+            r = self._compared(index, distances)
+            parts.append(np.where(valid, r, np.nan))
+        return np.concatenate(parts, axis=1)
+
+    def _step(self) -> int:
+        return int(np.clip(_PAIRS // max(self._rows.size, 1), 1, BLOCK))
+
+    def _values(self, columns: slice) -> tuple[np.ndarray, np.ndarray]:
+        """Features of unit spread, and which of them vary; all others are 0."""
+        x = dense(self._X[:, columns])
+        with np.errstate(invalid="ignore"):
+            spread = np.ptp(x, axis=0)
+            valid = np.isfinite(spread) & (spread > NOISE * np.abs(x).max(axis=0, initial=0))
+            return np.where(valid, x - x[0], 0.0) / np.where(valid, spread, 1.0), valid
+
+    def _moved(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Model vectors under arrangements, and which pairs each speaks of (None: all)."""
+        rows, columns = index[:, self._rows], index[:, self._columns]
+        values = self._model.values[rows, columns]
+        return values, None if self._model.is_full else self._model.pairs[rows, columns]
+
+    def _compared(self, index: np.ndarray, distances: np.ndarray) -> np.ndarray:
+        values, spoken = self._moved(index)
+        if self._comparison == "tau_a":
+            return np.stack(
+                [_tau_a(value, distances, None if spoken is None else spoken[i]) for i, value in enumerate(values)]
+            )
+        if self._comparison in ("pearson", "cosine"):
+            return _correlated(values, spoken, distances, self._comparison == "pearson")
+        from scipy.stats import rankdata
+
+        if spoken is None:
+            return _rank_correlated(rankdata(values, axis=1), rankdata(distances, axis=0), self._comparison)
+        kept = [np.flatnonzero(row) for row in spoken]  # ranks among the pairs of this arrangement
+        return np.concatenate(
+            [
+                _rank_correlated(rankdata(value[pairs])[None], rankdata(distances[pairs], axis=0), self._comparison)
+                for value, pairs in zip(values, kept, strict=True)
+            ]
+        )
+
+    def _sorted(self) -> np.ndarray:
+        model = self._model
+        centre = self._comparison == "pearson"
+        values = np.where(model.pairs, model.values - model.mean, 0.0) if centre else model.values
+        size = np.sqrt(np.sum(values**2) / 2)
+        pairs = model.pairs.astype(float)
+        degree = pairs.sum(axis=1)
+        weigh, spoken = _SortedSum(values), _SortedSum(pairs)
+        out = np.empty(self.n_features)
+        for start in range(0, self.n_features, BLOCK):
+            columns = slice(start, min(start + BLOCK, self.n_features))
+            x, valid = self._values(columns)
+            x = x - x.mean(axis=0)
+            order = np.argsort(x, axis=0, kind="stable")
+            rising = np.take_along_axis(x, order, axis=0)
+            squares = degree @ (x * x) - np.einsum("nb,nb->b", x, pairs @ x)
+            if centre:
+                squares -= spoken(order, rising) ** 2 / model.n_pairs
+            with np.errstate(invalid="ignore", divide="ignore"):
+                spread = np.sqrt(np.where(valid & (squares > 1e-12), squares, np.nan))
+                out[columns] = weigh(order, rising) / (spread * size)
+        return out
+
+
+class _SortedSum:
+    """Σ_{i<j} A_ij |x_i − x_j| of sorted features, for a symmetric hollow matrix A."""
+
+    def __init__(self, matrix: np.ndarray) -> None:
+        self._matrix = matrix
+        self._labels = pair_classes(matrix)
+
+    def __call__(self, order: np.ndarray, rising: np.ndarray) -> np.ndarray:
+        if self._labels is None:
+            return np.array([self._whole(order[:, b], rising[:, b]) for b in range(order.shape[1])])
+        labels, total = self._labels, np.zeros(order.shape[1])
+        sorted_labels = labels[order]
+        for other in range(labels.max() + 1):
+            here = sorted_labels == other
+            below = np.cumsum(here, axis=0) - here
+            above = here.sum(axis=0) - below - here
+            weight = np.array([self._entry(label, other) for label in range(labels.max() + 1)])[sorted_labels]
+            total += np.einsum("nb,nb->b", weight * (below - above), rising)
+        return total
+
+    def _entry(self, a: int, b: int) -> float:
+        rows, columns = np.flatnonzero(self._labels == a), np.flatnonzero(self._labels == b)
+        if a != b:
+            return self._matrix[rows[0], columns[0]]
+        return self._matrix[rows[0], rows[1]] if rows.size > 1 else 0.0
+
+    def _whole(self, order: np.ndarray, rising: np.ndarray) -> float:
+        moved = self._matrix[np.ix_(order, order)]
+        return float(rising @ (np.tril(moved).sum(axis=1) - np.triu(moved).sum(axis=1)))
+
+
+def _correlated(values: np.ndarray, spoken: np.ndarray | None, distances: np.ndarray, centre: bool) -> np.ndarray:
+    """Pearson correlation or cosine of P models with b features over the pairs that each model speaks of."""
+    if spoken is None:
+        if centre:
+            values = values - values.mean(axis=1, keepdims=True)
+            distances = distances - distances.mean(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            norm = np.linalg.norm(distances, axis=0)
+            return (values @ distances) / np.linalg.norm(values, axis=1)[:, None] / np.where(norm > 0, norm, np.nan)
+    spoken = spoken.astype(float)
+    count = spoken.sum(axis=1, keepdims=True)
+    squares = spoken @ distances**2
+    if centre:
+        values = (values - values.sum(axis=1, keepdims=True) / count) * spoken
+        squares = squares - (spoken @ distances) ** 2 / count
+    with np.errstate(invalid="ignore", divide="ignore"):
+        spread = np.sqrt(np.where(squares > 1e-12 * (distances**2).sum(axis=0), squares, np.nan))
+        return (values @ distances) / np.linalg.norm(values, axis=1)[:, None] / spread
+
+
+def _rank_correlated(values: np.ndarray, distances: np.ndarray, comparison: str) -> np.ndarray:
+    """Spearman's correlation or ρ_a from the ranks of P models and b features."""
+    if comparison == "spearman":
+        return _correlated(values, None, distances, centre=True)
+    m = values.shape[1]
+    middle = (m + 1) / 2
+    r = (values - middle) @ (distances - middle) * (12 / (m**3 - m))
+    return np.where(np.ptp(distances, axis=0) > 0, r, np.nan)
+
+
+def _tau_a(value: np.ndarray, distances: np.ndarray, spoken: np.ndarray | None) -> np.ndarray:
+    """Kendall's τ_a of one model with b features, from scipy's τ_b and the numbers of ties."""
+    from scipy.stats import kendalltau
+
+    if spoken is not None:
+        value, distances = value[spoken], distances[spoken]
+    pairs = value.size * (value.size - 1) / 2
+    untied = pairs - _tied(value)
+    return np.array(
+        [kendalltau(value, one).statistic * np.sqrt(untied * (pairs - _tied(one))) / pairs for one in distances.T]
+    )
+
+
+def _tied(values: np.ndarray) -> float:
+    counts = np.unique(values, return_counts=True)[1].astype(float)
+    return float(np.sum(counts * (counts - 1)) / 2)
