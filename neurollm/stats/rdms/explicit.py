@@ -17,6 +17,7 @@ random (Nili et al. 2014; Schütt et al. 2023, eLife 82566): preferred when mode
 
 from __future__ import annotations
 
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,12 @@ class ExplicitScores:
                 "RSA: the model gives all its pairs the same distance, so nothing can be compared; "
                 "it needs pairs that it calls alike and others that it calls unlike."
             )
+
+    def on(self, X: Any) -> ExplicitScores:
+        """The same model for other features."""
+        other = copy(self)
+        other._X, other.n_features = by_columns(X), X.shape[1]
+        return other
 
     def observed(self) -> np.ndarray:
         """Scores of all features, shape (V,); NaN for constant and non-finite ones."""
@@ -105,9 +112,8 @@ class ExplicitScores:
     def _compared(self, index: np.ndarray, distances: np.ndarray) -> np.ndarray:
         values, spoken = self._moved(index)
         if self._comparison == "tau_a":
-            return np.stack(
-                [_tau_a(value, distances, None if spoken is None else spoken[i]) for i, value in enumerate(values)]
-            )
+            everything = np.ones_like(values, dtype=bool) if spoken is None else spoken
+            return np.stack([_tau_a(*pair, distances) for pair in zip(values, everything, strict=True)])
         if self._comparison in ("pearson", "cosine"):
             return _correlated(values, spoken, distances, self._comparison == "pearson")
         from scipy.stats import rankdata
@@ -207,12 +213,11 @@ def _rank_correlated(values: np.ndarray, distances: np.ndarray, comparison: str)
     return np.where(np.ptp(distances, axis=0) > 0, r, np.nan)
 
 
-def _tau_a(value: np.ndarray, distances: np.ndarray, spoken: np.ndarray | None) -> np.ndarray:
+def _tau_a(value: np.ndarray, spoken: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """Kendall's τ_a of one model with b features, from scipy's τ_b and the numbers of ties."""
     from scipy.stats import kendalltau
 
-    if spoken is not None:
-        value, distances = value[spoken], distances[spoken]
+    value, distances = value[spoken], distances[spoken]
     pairs = value.size * (value.size - 1) / 2
     untied = pairs - _tied(value)
     return np.array(

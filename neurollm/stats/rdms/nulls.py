@@ -31,7 +31,7 @@ Score = Callable[[np.ndarray, slice], np.ndarray]
 
 ELEMENTS = 1 << 21  # scores of a block of features under all arrangements
 _BLOCK = 16, 1024  # fewest and most features at a time
-_FLAT = 1e-10  # a spread below this is rounding: every arrangement gives the same score
+FLAT = 1e-10  # a spread below this is rounding: every arrangement gives the same score
 _AT_ONCE = 256  # arrangements per call of the score
 
 
@@ -124,7 +124,7 @@ def permutation_null(
         )
         own = observed[columns]
         mean, sd = _moments(r, own, draws.exhaustive) if moments is None else (part[columns] for part in moments)
-        varies = np.isfinite(own) & (sd > _FLAT)
+        varies = np.isfinite(own) & (sd > FLAT)
         sd = np.where(varies, sd, np.nan)
         z = (own - mean) / sd
         r -= mean

@@ -84,7 +84,7 @@ class _Model:
         sums = np.concatenate([inside[first, second], across, [self._total - across.sum() - inside.sum() / 2]])
         if not z:
             sums[-k - 1 :] = 0.0
-        different, which = np.unique(values, return_inverse=True)
+        _, which = np.unique(values, return_inverse=True)
         size, sums = np.bincount(which, counts), np.bincount(which, sums)
         rank = np.cumsum(size) - size + (size + 1) / 2 - (n * (n - 1) / 2 + 1) / 2
         used = size > 0

@@ -28,6 +28,7 @@ not exchangeable residuals.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,6 +110,12 @@ class SquaredScores:
             pairs = model.pairs.astype(float)
             self._degree = pairs.sum(axis=1)
             self._pairs: Form = form(pairs, np.zeros(n), centred=False)
+
+    def on(self, X: Any) -> SquaredScores:
+        """The same model for other features."""
+        other = copy(self)
+        other._X, other.n_features = by_columns(X), X.shape[1]
+        return other
 
     def observed(self) -> np.ndarray:
         """Scores of all features, shape (V,); NaN for constant and non-finite ones."""

@@ -1,0 +1,340 @@
+"""The estimator: every feature against several model RDMs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy import sparse
+from sklearn.base import BaseEstimator
+
+from neurollm.designs import CategoricalDesign, Design
+from neurollm.designs.table import trials_digest
+from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.progress import Progress
+from neurollm.rsa.exchange import Exchange, exchange
+from neurollm.rsa.models import ModelRDM, Rows, model_rdms
+from neurollm.rsa.result import RSAMap, RSAResult, smallest_p_of_active
+from neurollm.stats import adjust
+from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, combine_rows
+from neurollm.stats.rdms.ceilings import ceiling
+from neurollm.stats.rdms.layers import attribution, layer_score
+from neurollm.stats.rdms.nulls import FLAT, Null, permutation_null
+from neurollm.stats.rdms.scores import feature_scores
+from neurollm.stats.transforms import TRANSFORMS
+from neurollm.validation import listed
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FEW_SHUFFLINGS = 20
+ALTERNATIVES = ("two-sided", "greater", "less")
+SCALES = tuple(name for name in TRANSFORMS if name != "rank")  # of distances, ranks are a comparison
+
+
+class FeatureRSA(BaseEstimator):
+    """Representational similarity analysis of all features at once.
+
+    Every feature's distances between item × condition means are compared with model RDMs, without forming an RDM per
+    feature; p values come from rearranging the models as the design allows.
+
+    Parameters
+    ----------
+    design : Design, optional
+        Default: a categorical design of the labels given to `fit`, in which every trial is an item of its own.
+    models : sequence of str or ModelRDM, default=("categorical",)
+        See `neurollm.rsa.models`.
+    comparison : str, default="pearson"
+        "pearson", "cosine", "whitened" (linear CKA), "whitened_pearson", "half_rank" (the model's distances are ranked,
+        the feature's are not), "spearman", "rho_a" or "tau_a".
+    distance : {"squared", "absolute"}
+        Of a feature between two rows. Absolute distances are less at the mercy of a few large activations.
+    nuisance : sequence of str or ModelRDM
+        Models held constant (partial RSA; approximate, see `neurollm.stats.rdms.squared`).
+    n_perm : int, default=1000
+        Shufflings; if no more exist, all are used. 0: scores only.
+    alternative : {"two-sided", "greater", "less"}
+    random_state : int, default=0
+    min_active : int, default=5
+        Features active in fewer rows are not tested (label-blind). A feature active in one row has the same score under
+        every arrangement of a balanced model.
+    scale : {"raw", "log1p", "binary"}
+        Transform of every trial before averaging; declare it before looking.
+    fdr : {"bh", "by", "bky"}
+    n_jobs : int, optional
+        Threads over features; -1 for all cores. Results do not depend on it.
+    verbose : int, default=0
+
+    Attributes
+    ----------
+    result_ : RSAResult
+    models_ : tuple of ModelRDM
+        Over item × condition means.
+    table_ : ItemTable
+    design_ : Design
+    feature_ : ndarray
+    n_features_in_ : int
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd
+    >>> from neurollm.designs import CategoricalDesign
+    >>> rng = np.random.default_rng(0)
+    >>> obs = pd.DataFrame({"outcome": ["success", "failure"] * 12, "item": np.repeat(np.arange(12), 2)})
+    >>> X = rng.normal(size=(24, 50))
+    >>> X[::2, 7] += 5
+    >>> rsa = FeatureRSA(CategoricalDesign("outcome"), models=("categorical", "discriminative"), n_perm=500).fit(X, obs)
+    >>> frame = rsa.to_frame()
+    >>> frame.loc[frame["p_fwer"] <= 0.05, ["feature", "model"]].values.tolist()
+    [[7, 'categorical'], [7, 'discriminative']]
+    """
+
+    def __init__(
+        self,
+        design: Design | None = None,
+        models: Sequence[str | ModelRDM] = ("categorical",),
+        comparison: str = "pearson",
+        distance: str = "squared",
+        nuisance: Sequence[str | ModelRDM] = (),
+        n_perm: int = 1000,
+        alternative: str = "two-sided",
+        random_state: int = 0,
+        min_active: int = 5,
+        scale: str = "raw",
+        fdr: str = "bh",
+        n_jobs: int | None = None,
+        verbose: int = 0,
+    ) -> None:
+        self.design = design
+        self.models = models
+        self.comparison = comparison
+        self.distance = distance
+        self.nuisance = nuisance
+        self.n_perm = n_perm
+        self.alternative = alternative
+        self.random_state = random_state
+        self.min_active = min_active
+        self.scale = scale
+        self.fdr = fdr
+        self.n_jobs = n_jobs
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any = None, features: Any = None) -> FeatureRSA:
+        """Score and test all features.
+
+        Parameters
+        ----------
+        X : array or AnnData, shape (n_trials, V)
+            numpy, memory map, scipy.sparse, torch, or trials as AnnData (then the rest is read from it).
+        y : DataFrame or sequence of labels
+            Trial table, one row per row of X; without a design, the label of every trial.
+        features : sequence, optional
+            Feature ids; default 0 … V−1.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InvalidInput
+            A parameter, model or column that does not exist or does not fit; nothing can be exchanged.
+        DataMismatch
+            Rows, ids or a model RDM do not go with the trials.
+        """
+        self._check_parameters()
+        X, obs, features = _unpack(X, y, features)
+        self.design_, obs = _design_of(self.design, X, obs)
+        self.feature_ = np.arange(X.shape[1]) if features is None else np.asarray(features)
+        if len(self.feature_) != X.shape[1]:
+            raise DataMismatch(f"FeatureRSA: {len(self.feature_)} feature ids were given for {X.shape[1]} columns.")
+        self.table_ = self.design_.table(obs, X, self.scale, self.n_jobs or 1)
+        self.n_features_in_ = X.shape[1]
+        rows = Rows.of(self.design_, obs, self.table_)
+        self.models_ = tuple(model_rdms(self.models, rows))
+        nuisance = tuple(model_rdms(self.nuisance, rows)) if len(self.nuisance) else ()
+        _refuse_overlap(self.models_, nuisance)
+        exchanges = [exchange(self.design_, self.table_, model) for model in self.models_]
+        maps = []
+        with Progress("RSA", len(self.models_) * X.shape[1] * max(self.n_perm, 1), "scores", self.verbose) as progress:
+            for model, how in zip(self.models_, exchanges, strict=True):
+                maps.append(self._map(model, how, nuisance, progress))
+        self.result_ = RSAResult(
+            maps=tuple(maps),
+            feature=self.feature_,
+            comparison=self.comparison,
+            distance=self.distance,
+            alternative=self.alternative,
+            fdr=self.fdr,
+            scale=self.scale,
+            nuisance=tuple(model.name for model in nuisance),
+            min_active=int(self.min_active),
+            random_state=int(self.random_state),
+            trials=trials_digest(obs, self.design_.item),
+            item=self.design_.item,
+        )
+        return self
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per feature and model: ``feature, model, r, r_over_ceiling, z, p, p_fwer, q, n_active, valid``."""
+        return self._fitted().to_frame()
+
+    def attribution(self, model: str | None = None) -> pd.DataFrame:
+        """How the score of the RDM of all features together divides into features, exactly.
+
+        Parameters
+        ----------
+        model : str, optional
+            Default: the first.
+
+        Returns
+        -------
+        DataFrame
+            ``feature, share``: `share` adds up to the layer's score (`RSAMap.layer_r`).
+
+        Raises
+        ------
+        InvalidInput
+            The comparison has no such division (ranks), or nuisance models were held constant.
+        """
+        import pandas as pd
+
+        self._fitted()
+        names = [one.name for one in self.models_]
+        chosen = self.models_[0 if model is None else names.index(self.result_[model].model)]
+        how = exchange(self.design_, self.table_, chosen)
+        values, _ = self._rows(how)
+        matrix = chosen.matrix[np.ix_(how.rows, how.rows)]
+        if len(self.nuisance) or self.distance != "squared":
+            raise InvalidInput("attribution: a layer's score divides into features for squared distances only.")
+        return pd.DataFrame({"feature": self.feature_, "share": attribution(values, matrix, self.comparison)})
+
+    def _map(self, model: ModelRDM, how: Exchange, nuisance: tuple[ModelRDM, ...], progress: Progress) -> RSAMap:
+        values, n_active = self._rows(how)
+        inside = np.ix_(how.rows, how.rows)
+        matrix = model.matrix[inside]
+        others = [one.matrix[inside] for one in nuisance]
+        scores = feature_scores(values, matrix, self.comparison, self.distance, others)
+        r = scores.observed()
+        tested = np.flatnonzero(np.isfinite(r) & (n_active >= self.min_active))
+        null = self._null(scores.on(values[:, tested]), how, r[tested], progress, len(r))
+        columns = {name: np.full(len(r), np.nan) for name in ("z", "p", "p_fwer", "q")}
+        if null is not None:
+            found = {"z": null.z, "p": null.p, "p_fwer": null.p_fwer, "q": adjust(null.p, self.fdr)}
+            for name, array in found.items():
+                columns[name][tested] = array
+        valid = np.zeros(len(r), bool)
+        valid[tested] = True if null is None else np.isfinite(null.z)
+        highest = float("nan") if others else ceiling(matrix, self.comparison, self.distance)
+        smallest = float("nan") if null is None or not null.n_perm else null.smallest_p
+        return RSAMap(
+            model=model.name,
+            description=model.description,
+            r=r,
+            r_over_ceiling=r / highest,
+            **columns,
+            n_active=n_active,
+            valid=valid,
+            ceiling=highest,
+            layer_r=float("nan") if others else layer_score(values, matrix, self.comparison, self.distance),
+            n_rows=len(how.rows),
+            n_items=how.n_items,
+            n_dropped=how.n_dropped,
+            n_perm=0 if null is None else null.n_perm,
+            exhaustive=bool(null is not None and null.exhaustive),
+            smallest_p=smallest,
+            smallest_p_active=smallest_p_of_active(len(how.rows), n_active, smallest),
+            exchange=how.sentence,
+            null_max=np.empty(0) if null is None else null.null_max,
+        )
+
+    def _null(self, scores: Any, how: Exchange, r: np.ndarray, progress: Progress, n_features: int) -> Null | None:
+        """Permutation distribution of the tested features; without permutations z by closed form, or nothing."""
+        moments = scores.moments() if how.is_free else None
+        if not self.n_perm:
+            progress.advance(n_features)
+            if moments is None:
+                return None
+            mean, sd = moments
+            blank = np.full(r.size, np.nan)
+            return Null((r - mean) / np.where(sd > FLAT, sd, np.nan), blank, blank, np.empty(0), mean, sd, 0, False)
+        draws = how.shuffling.draw(self.n_perm, self.random_state)
+        if len(draws) < FEW_SHUFFLINGS:
+            least = 1 / (len(draws) + (not draws.exhaustive))
+            warnings.warn(f"RSA: {len(draws)} shufflings are used, so no p is below {least:.2g}.", stacklevel=4)
+        progress.skip(n_features * self.n_perm - r.size * len(draws))
+        return permutation_null(
+            scores,
+            r.size,
+            draws,
+            observed=r,
+            alternative=self.alternative,
+            moments=moments,
+            n_jobs=self.n_jobs or 1,
+            on_block=progress.advance,
+        )
+
+    def _rows(self, how: Exchange) -> tuple[Any, np.ndarray]:
+        """Values of the rows that enter, and in how many of them each feature is active."""
+        n = len(how.rows)
+        chosen = sparse.csr_array((np.ones(n), (np.arange(n), how.rows)), shape=(n, self.table_.n_rows))
+        values = combine_rows(chosen, self.table_.values, n_jobs=self.n_jobs or 1)
+        if sparse.issparse(values):
+            n_active = np.diff(canonical_columns(values).indptr)
+        else:
+            parts = [np.count_nonzero(block, axis=0) for _, block in column_blocks(values)]
+            n_active = np.concatenate([np.empty(0, int), *parts])
+        if how.weights is not None:
+            values = combine_rows(how.weights, values, n_jobs=self.n_jobs or 1)
+        return by_columns(values), n_active
+
+    def _fitted(self) -> RSAResult:
+        if not hasattr(self, "result_"):
+            raise InvalidInput("FeatureRSA: call fit first.")
+        return self.result_
+
+    def _check_parameters(self) -> None:
+        if self.alternative not in ALTERNATIVES:
+            raise InvalidInput(f"FeatureRSA: alternative is {self.alternative!r}; it is one of {listed(ALTERNATIVES)}.")
+        if self.scale not in SCALES:
+            raise InvalidInput(f"FeatureRSA: scale is {self.scale!r}; it is one of {listed(SCALES)}.")
+        for name in ("n_perm", "min_active", "random_state"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
+                raise InvalidInput(f"FeatureRSA: {name} must be a whole number of at least 0, found {value!r}.")
+        # Names of comparison and distance are checked before the data are read.
+        feature_scores(np.zeros((3, 0)), np.array([[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]), self.comparison, self.distance)
+
+
+def _refuse_overlap(models: tuple[ModelRDM, ...], nuisance: tuple[ModelRDM, ...]) -> None:
+    both = sorted({model.name for model in models} & {model.name for model in nuisance})
+    if both:
+        raise InvalidInput(f"FeatureRSA: {listed(both)} is a model and held constant at once.")
+
+
+def _unpack(X: Any, obs: Any, features: Any) -> tuple[Any, Any, Any]:
+    if hasattr(X, "obs") and hasattr(X, "var"):
+        if obs is not None or features is not None:
+            raise InvalidInput("FeatureRSA: trials given as AnnData bring their own table; pass nothing else.")
+        return X.X, X.obs, np.asarray(X.var.get("feature", X.var_names))
+    if obs is None:
+        raise InvalidInput("FeatureRSA: activations came without a trial table; give obs, one row per row of X.")
+    X = by_columns(X)
+    if X.ndim != 2 or X.shape[0] != len(obs):
+        raise DataMismatch(f"FeatureRSA: X has shape {tuple(X.shape)} but the trial table has {len(obs)} rows.")
+    return X, obs, features
+
+
+def _design_of(design: Design | None, X: Any, obs: Any) -> tuple[Design, pd.DataFrame]:
+    import pandas as pd
+
+    if design is None:
+        if hasattr(obs, "columns"):
+            raise InvalidInput("FeatureRSA: a trial table needs a design, which says what is compared.")
+        reason = "labels were given without items"
+        return CategoricalDesign("label", item=None, item_reason=reason), pd.DataFrame({"label": list(obs)})
+    if not hasattr(obs, "columns"):
+        raise InvalidInput(f"FeatureRSA: a design needs a trial table, found {type(obs).__name__}.")
+    return design, obs
