@@ -62,7 +62,7 @@ def dense(block: Any) -> np.ndarray:
     if sparse.issparse(block):
         return block.toarray().astype(np.float64, copy=False)
     if is_torch(block):
-        return block.detach().cpu().double().numpy()
+        block = block.detach().cpu().double().numpy()  # of a float64 tensor the same memory, hence the copy
     return np.array(block, dtype=np.float64)
 
 
