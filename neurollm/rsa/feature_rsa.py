@@ -21,6 +21,7 @@ from neurollm.stats import adjust
 from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, combine_rows
 from neurollm.stats.rdms.ceilings import ceiling
 from neurollm.stats.rdms.layers import attribution, layer_score
+from neurollm.stats.rdms.model import pair_model
 from neurollm.stats.rdms.nulls import FLAT, Null, permutation_null
 from neurollm.stats.rdms.scores import feature_scores
 from neurollm.stats.transforms import TRANSFORMS
@@ -155,7 +156,7 @@ class FeatureRSA(BaseEstimator):
         rows = Rows.of(self.design_, obs, self.table_)
         self.models_ = tuple(model_rdms(self.models, rows))
         nuisance = tuple(model_rdms(self.nuisance, rows)) if len(self.nuisance) else ()
-        _refuse_overlap(self.models_, nuisance)
+        _refuse(self.models_, nuisance)
         exchanges = [exchange(self.design_, self.table_, model) for model in self.models_]
         maps = []
         with Progress("RSA", len(self.models_) * X.shape[1] * max(self.n_perm, 1), "scores", self.verbose) as progress:
@@ -308,7 +309,14 @@ class FeatureRSA(BaseEstimator):
         feature_scores(np.zeros((3, 0)), np.array([[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]), self.comparison, self.distance)
 
 
-def _refuse_overlap(models: tuple[ModelRDM, ...], nuisance: tuple[ModelRDM, ...]) -> None:
+def _refuse(models: tuple[ModelRDM, ...], nuisance: tuple[ModelRDM, ...]) -> None:
+    """Refuse models that say nothing, and models that are held constant at once."""
+    for model in models:
+        if pair_model(model.matrix).is_constant:
+            raise InvalidInput(
+                f"RSA: model {model.name!r} gives all its pairs the same distance ({model.description}), so nothing can "
+                "be compared; it needs pairs that it calls alike and others that it calls unlike."
+            )
     both = sorted({model.name for model in models} & {model.name for model in nuisance})
     if both:
         raise InvalidInput(f"FeatureRSA: {listed(both)} is a model and held constant at once.")
