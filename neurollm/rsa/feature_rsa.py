@@ -218,7 +218,7 @@ class FeatureRSA(BaseEstimator):
         matrix = model.matrix[inside]
         others = [one.matrix[inside] for one in nuisance]
         scores = feature_scores(values, matrix, self.comparison, self.distance, others)
-        r = scores.observed()
+        r = scores.observed(self.n_jobs or 1)
         tested = np.flatnonzero(np.isfinite(r) & (n_active >= self.min_active))
         null = self._null(scores.on(values[:, tested]), how, r[tested], progress, len(r))
         columns = {name: np.full(len(r), np.nan) for name in ("z", "p", "p_fwer", "q")}

@@ -29,6 +29,7 @@ from neurollm.stats.linear import NOISE
 from neurollm.stats.rdms.forms import pair_classes
 from neurollm.stats.rdms.model import pair_model
 from neurollm.stats.rdms.sparse_ranks import sparse_rank_scores
+from neurollm.stats.threads import workers
 
 RANKS = ("spearman", "rho_a", "tau_a")
 _PAIRS = 1 << 22  # pairs × features written out at a time
@@ -63,20 +64,18 @@ class ExplicitScores:
         other._X, other.n_features = by_columns(X), X.shape[1]
         return other
 
-    def observed(self) -> np.ndarray:
+    def observed(self, n_jobs: int = 1) -> np.ndarray:
         """Scores of all features, shape (V,); NaN for constant and non-finite ones."""
-        sparse_ranks = sparse.issparse(self._X) and self._model.is_full and self._comparison in ("spearman", "rho_a")
-        if sparse_ranks:
+        if sparse.issparse(self._X) and self._model.is_full and self._comparison in ("spearman", "rho_a"):
             return sparse_rank_scores(self._X, self._model.values, self._comparison)
         if self._comparison in ("pearson", "cosine"):
             return self._sorted()
         identity = np.arange(self._X.shape[0])[None]
         step = self._step()
-        parts = [
-            self(identity, slice(start, min(start + step, self.n_features)))[0]
-            for start in range(0, self.n_features, step)
-        ]
-        return np.concatenate([np.empty(0), *parts])
+        starts = range(0, self.n_features, step)
+        with workers(n_jobs) as run:
+            parts = run(lambda start: self(identity, slice(start, min(start + step, self.n_features)))[0], starts)
+            return np.concatenate([np.empty(0), *parts])
 
     def moments(self) -> None:
         """No closed form is used: `permutation_null` takes mean and spread from the arrangements."""

@@ -48,6 +48,9 @@ class Form:
         ndarray, shape (P, b)
         """
         out = self.weighted(index, self.diagonal, x2)
+        if len(index) == 1:  # all rows in one product
+            out += self.weights @ (self.rows[:, index[0]] @ x) ** 2
+            return out
         for row, weight in zip(self.rows, self.weights, strict=True):
             product = row[index] @ x
             product *= product
@@ -58,6 +61,10 @@ class Form:
     def bilinear(self, index: np.ndarray, x: np.ndarray, y: np.ndarray, xy: np.ndarray) -> np.ndarray:
         """xᵀQy, with the elementwise product xy; shapes as in `quadratic`."""
         out = self.weighted(index, self.diagonal, xy)
+        if len(index) == 1:
+            moved = self.rows[:, index[0]]
+            out += self.weights @ ((moved @ x) * (moved @ y))
+            return out
         for row, weight in zip(self.rows, self.weights, strict=True):
             moved = row[index]
             product = moved @ x
@@ -70,8 +77,12 @@ class Form:
     def weighted(index: np.ndarray, weights: np.ndarray, x: np.ndarray) -> np.ndarray:
         """Σ_i weights_i x_i for P arrangements of the weights, shape (P, b)."""
         if np.ptp(weights) <= _SMALL * np.abs(weights).max(initial=0):  # the same in every arrangement
-            return np.repeat(weights[0] * x.sum(axis=0)[None], len(index), axis=0)
+            return np.repeat((weights @ x)[None], len(index), axis=0) if weights.any() else _nothing(index, x)
         return weights[index] @ x
+
+
+def _nothing(index: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return np.zeros((len(index), x.shape[1]))
 
 
 def form(hollow: np.ndarray, diagonal: np.ndarray, centred: bool) -> Form:

@@ -68,7 +68,9 @@ def feature_scores(
     return SquaredScores(X, D, comparison, nuisance)
 
 
-def rsa_scores(X: Any, D: np.ndarray, comparison: str = "pearson", distance: str = "squared") -> np.ndarray:
+def rsa_scores(
+    X: Any, D: np.ndarray, comparison: str = "pearson", distance: str = "squared", n_jobs: int = 1
+) -> np.ndarray:
     """Score of every feature against one model.
 
     Parameters
@@ -78,6 +80,8 @@ def rsa_scores(X: Any, D: np.ndarray, comparison: str = "pearson", distance: str
         Model RDM; NaN leaves a pair out.
     comparison, distance
         See `feature_scores`.
+    n_jobs : int, default=1
+        Threads over features; -1 for all cores.
 
     Returns
     -------
@@ -92,4 +96,4 @@ def rsa_scores(X: Any, D: np.ndarray, comparison: str = "pearson", distance: str
     >>> rsa_scores(X, categorical_rdm(["a", "a", "b", "b"])).round(12).tolist()
     [1.0, -0.5, nan]
     """
-    return feature_scores(X, D, comparison, distance).observed()
+    return feature_scores(X, D, comparison, distance).observed(n_jobs)

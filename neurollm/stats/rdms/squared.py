@@ -39,20 +39,24 @@ from neurollm.stats.arrays import by_columns, dense
 from neurollm.stats.linear import NOISE
 from neurollm.stats.rdms.forms import Form, form
 from neurollm.stats.rdms.model import PairModel, pair_model, ranked
+from neurollm.stats.threads import workers
 
 COMPARISONS = ("pearson", "cosine", "whitened", "whitened_pearson", "half_rank")
+_BLOCK = 1 << 15  # values of a block
+_FLAT = 1e-12  # a sum of squares below this share of its parts is rounding
 
 
 @dataclass(frozen=True)
 class _Powers:
-    """Centred features of unit sum of squares, and their powers; NaN for constant ones."""
+    """Centred features, their squares, and the sums of these: S2 (NaN for constant features) and S4/S2²."""
 
     x: np.ndarray
     x2: np.ndarray
+    s2: np.ndarray
 
     @property
-    def s4(self) -> np.ndarray:
-        return np.einsum("nb,nb->b", self.x2, self.x2)
+    def kurtosis(self) -> np.ndarray:
+        return np.einsum("nb,nb->b", self.x2, self.x2) / self.s2**2
 
 
 class SquaredScores:
@@ -117,14 +121,11 @@ class SquaredScores:
         other._X, other.n_features = by_columns(X), X.shape[1]
         return other
 
-    def observed(self) -> np.ndarray:
+    def observed(self, n_jobs: int = 1) -> np.ndarray:
         """Scores of all features, shape (V,); NaN for constant and non-finite ones."""
         identity = np.arange(len(self._model.values))[None]
-        step = 1024
-        parts = [
-            self(identity, slice(start, min(start + step, self.n_features)))[0]
-            for start in range(0, self.n_features, step)
-        ]
+        with workers(n_jobs) as run:
+            parts = list(run(lambda columns: self(identity, columns)[0], self._blocks()))
         return np.concatenate([np.empty(0), *parts])
 
     def __call__(self, index: np.ndarray, columns: slice) -> np.ndarray:
@@ -141,13 +142,14 @@ class SquaredScores:
         """
         powers = self._powers(columns)
         numerator = self._form.quadratic(index, powers.x, powers.x2)
+        numerator /= powers.s2
         if self._whitened:
             numerator -= self._shift
             numerator /= self._size
         elif self._nuisance is not None:
             self._nuisance.remove(numerator, index, powers)
         elif self._model.is_full:
-            numerator /= self._spread(powers) * self._size
+            numerator /= self._spread(powers.kurtosis) * self._size
         else:
             numerator /= self._masked_spread(index, powers) * self._size
         return numerator
@@ -159,32 +161,34 @@ class SquaredScores:
         """
         if not self._model.is_full or self._nuisance is not None or len(self._matrix) < 4:
             return None
-        s4 = np.concatenate([np.empty(0), *(self._powers(columns).s4 for columns in self._blocks())])
+        s4 = np.concatenate([np.empty(0), *(self._powers(columns).kurtosis for columns in self._blocks())])
         mean, variance = kernel_moments(self._matrix, s4)
-        size = self._size if self._whitened else self._size * self._spread_of(s4)
+        size = self._size if self._whitened else self._size * self._spread(s4)
         shift = self._shift if self._whitened else 0.0
         return (mean - shift) / size, np.sqrt(variance) / size
 
-    def _blocks(self, step: int = 1024) -> list[slice]:
+    def _blocks(self) -> list[slice]:
+        """Blocks of columns that stay in a core's cache with their powers."""
+        step = int(np.clip(_BLOCK // len(self._model.values), 64, 1024))
         return [slice(start, min(start + step, self.n_features)) for start in range(0, self.n_features, step)]
 
     def _powers(self, columns: slice) -> _Powers:
         x = dense(self._X[:, columns])
-        largest = np.abs(x).max(axis=0, initial=0)
-        with np.errstate(invalid="ignore"):
-            x -= x.mean(axis=0)
-            norm = np.sqrt(np.einsum("nb,nb->b", x, x))
-            varies = np.isfinite(norm) & (norm > NOISE * largest * np.sqrt(len(x)))
-            x /= np.where(varies, norm, np.nan)
-        return _Powers(x, x * x)
+        with np.errstate(invalid="ignore", over="ignore"):
+            raw = np.einsum("nb,nb->b", x, x)
+            extreme = (raw > 1e100) | ((raw < 1e-100) & (raw > 0))
+            if extreme.any():  # fourth powers would leave the range of numbers
+                x[:, extreme] /= np.abs(x[:, extreme]).max(axis=0)
+                raw = np.einsum("nb,nb->b", x, x)
+            x -= np.full(len(x), 1 / len(x)) @ x
+            x2 = x * x
+            s2 = np.ones(len(x)) @ x2
+            return _Powers(x, x2, np.where(np.isfinite(s2) & (s2 > NOISE**2 * raw), s2, np.nan))
 
-    def _spread(self, powers: _Powers) -> np.ndarray:
-        return self._spread_of(powers.s4)
-
-    def _spread_of(self, s4: np.ndarray) -> np.ndarray:
-        """√Σ(d − d̄)², or √Σd², over all pairs."""
+    def _spread(self, kurtosis: np.ndarray) -> np.ndarray:
+        """√Σ(d − d̄)², or √Σd², over all pairs, in units of S2."""
         n = len(self._model.values)
-        squares = n * s4 + 3
+        squares = n * kurtosis + 3
         return np.sqrt(squares - 2 * n / (n - 1) if self._centred else squares)
 
     def _masked_spread(self, index: np.ndarray, powers: _Powers) -> np.ndarray:
@@ -198,7 +202,7 @@ class SquaredScores:
             squares -= total**2 / self._model.n_pairs
         with np.errstate(invalid="ignore"):
             # No spread is left where the feature's distances are the same in all pairs that the model speaks of.
-            return np.sqrt(np.where(squares > 1e-12 * (x4.sum(axis=0)), squares, np.nan))
+            return np.sqrt(np.where(squares > _FLAT * x4.sum(axis=0), squares, np.nan)) / powers.s2
 
 
 class _Nuisance:
@@ -235,13 +239,15 @@ class _Nuisance:
         """Turn xᵀL_{πD⊥}x into the partial correlation, in place."""
         n = len(self.residual)
         identity = np.arange(n)[None]
-        parts = np.concatenate([one.quadratic(identity, powers.x, powers.x2) for one in self._forms])  # (k, b)
+        parts = (
+            np.concatenate([one.quadratic(identity, powers.x, powers.x2) for one in self._forms]) / powers.s2
+        )  # (k, b)
         rows, columns = self._upper
         moved = self._left[index[:, rows], index[:, columns]]  # (P, m)
         shared = moved @ self._basis  # (P, k)
         numerator -= shared @ parts
         size2 = np.sum(self._left[self._upper] ** 2) - np.sum(shared**2, axis=1)
-        spread2 = n * powers.s4 + 3 - np.sum(parts**2, axis=0)
+        spread2 = n * powers.kurtosis + 3 - np.sum(parts**2, axis=0)
         with np.errstate(invalid="ignore", divide="ignore"):
             numerator /= np.sqrt(np.maximum(size2, 0))[:, None]
             numerator /= np.sqrt(np.where(spread2 > 1e-10, spread2, np.nan))
