@@ -32,6 +32,8 @@ _HOMES = {
     "FeatureMasker": "neurollm.masking",
     "FeatureGLM": "neurollm.glm",
     "ContrastResult": "neurollm.glm",
+    "FeatureRSA": "neurollm.rsa",
+    "Decoder": "neurollm.decoding",
     "build_report": "neurollm.reporting",
     "run_pipeline": "neurollm.pipelines",
 }
