@@ -11,6 +11,8 @@ p without permutations           `flips`, `two_groups`, `moments`, `parametric`
 many tests                       `multiplicity`, `gpd`, `testability`, `tfce`
 effect sizes                     `effects`, `paired`, `variance_explained`, `auc`, `auc_effect`, `rates`, `conditions`
 evidence and power               `evidence`, `power`
+decoding                         `folds`, `paired_scores`, `prevalence`
+RSA                              `rdms`
 ===============================  ===================================================================================
 """
 
@@ -28,8 +30,10 @@ from neurollm.stats.linear import LinearFit, linear_fit
 from neurollm.stats.moments import PermutationMoments, beta_p, label_moments, pearson3_p, quadratic_moments
 from neurollm.stats.multiplicity import TrueDiscoveries, adjust, true_discoveries
 from neurollm.stats.paired import hedges_g_av
+from neurollm.stats.paired_scores import AucBootstrap, PairedDifference, auc_bootstrap, paired_auc_difference
 from neurollm.stats.partition import Partition, is_estimable, orthonormal, partition
 from neurollm.stats.power import CrossedPower, Variances, crossed_power, smallest_detectable
+from neurollm.stats.prevalence import Prevalence, prevalence_inference
 from neurollm.stats.ranks import rank_rows
 from neurollm.stats.rates import paired_rate_difference, rate_difference
 from neurollm.stats.shufflings import Draws, Shuffling, sign_flip, whole_item, within_item
@@ -40,21 +44,25 @@ from neurollm.stats.variance_explained import partial_eta_squared, partial_omega
 from neurollm.stats.welch import WelchContrast, welch_contrast, welch_test
 
 __all__ = [
+    "AucBootstrap",
     "Conditions",
     "CrossedAnova",
     "CrossedPower",
     "Draws",
     "Hypothesis",
     "LinearFit",
+    "PairedDifference",
     "Partition",
     "PermutationMoments",
     "PermutationResult",
+    "Prevalence",
     "Shuffling",
     "TrueDiscoveries",
     "Variances",
     "WelchContrast",
     "adjust",
     "auc",
+    "auc_bootstrap",
     "auc_interval",
     "bayes_factor",
     "beta_p",
@@ -74,6 +82,7 @@ __all__ = [
     "nearest_neighbour_graph",
     "orthonormal",
     "paired_auc",
+    "paired_auc_difference",
     "paired_rate_difference",
     "partial_eta_squared",
     "partial_omega_squared",
@@ -81,6 +90,7 @@ __all__ = [
     "partition",
     "pearson3_p",
     "permutation_test",
+    "prevalence_inference",
     "quadratic_moments",
     "r_to_f",
     "r_to_t",
