@@ -16,13 +16,17 @@ from neurollm.files import write_json
 from neurollm.validation import listed, shown
 
 FORMAT = "neurollm.ROI"
-VERSION = 1
+VERSION = 2
+METHODS = ("declared", "contrast", "rsa", "searchlight", "greedy", "stability")
 _HASH = re.compile("[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
 class ROI:
-    """A set of features. Made by `select_roi` and `localize`, or by `ROI.declared`.
+    """A set of features.
+
+    Made by `select_roi`, `localize`, `greedy_roi` and `stability_roi` from trials, or by `ROI.declared`,
+    `roi_from_labels` and `cluster_rois` without any.
 
     Attributes
     ----------
@@ -31,16 +35,19 @@ class ROI:
         Ids.
     signs : tuple of int
         Direction of each feature in the contrast, +1 or −1: opposite features do not cancel in the region's mean.
+        All +1 where the selection has no direction (RSA).
     selection : str
         How the features were chosen, in one sentence; for a declared region, the reason.
     contrast : Contrast or None
-        By which they were chosen; None for a declared region.
+        By which they were chosen; None for all other ways.
     item : str or None
         Column that named the items then.
     items : tuple of str
         Normalised names of all items of the selection's trial table, sorted.
     texts : tuple of str
         SHA-256 of all its normalised texts, sorted.
+    method : {"declared", "contrast", "rsa", "searchlight", "greedy", "stability"}
+        Which way it was chosen. A declared region was chosen without looking at trials.
     """
 
     name: str
@@ -51,6 +58,7 @@ class ROI:
     item: str | None = None
     items: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+    method: str = "declared"
 
     def __post_init__(self) -> None:
         where = f"ROI {shown(self.name)}"
@@ -70,16 +78,20 @@ class ROI:
             raise InvalidInput(f"{where}: selection is empty; write down how the features were chosen.")
         if not all(isinstance(text, str) and _HASH.fullmatch(text) for text in self.texts):
             raise InvalidInput(f"{where}: texts must hold SHA-256 hashes, 64 hex digits each.")
-        if (self.contrast is None) != (not self.texts) or (self.items and not self.texts):
+        if self.method not in METHODS:
+            raise InvalidInput(f"{where}: method is {shown(self.method)}; it is one of {listed(METHODS)}.")
+        if self.is_declared != (not self.texts) or (self.items and not self.texts):
             raise InvalidInput(
-                f"{where}: a region chosen by a contrast needs the hashes of the texts it was chosen on, and a "
-                "declared one has neither."
+                f"{where}: a region chosen by {'data' if self.is_declared else self.method} needs the hashes of the "
+                "texts it was chosen on, and a declared one has none."
             )
+        if (self.method == "contrast") != (self.contrast is not None):
+            raise InvalidInput(f"{where}: a contrast belongs to the method 'contrast' and to no other.")
 
     @property
     def is_declared(self) -> bool:
         """Whether the features were named without looking at trials."""
-        return self.contrast is None
+        return self.method == "declared"
 
     @classmethod
     def declared(cls, name: str, features: Sequence[int | str], reason: str, signs: Sequence[int] | None = None) -> ROI:

@@ -1,18 +1,21 @@
-"""Choosing a region by a contrast, and remembering on which contents it was chosen."""
+"""Choosing a region by a contrast or by RSA, and remembering on which contents it was chosen."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from neurollm.designs import Design
+from neurollm.designs import Contrast, Design
 from neurollm.designs.table import trials_digest
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm import ContrastResult, FeatureGLM
 from neurollm.roi.contents import item_keys, text_keys, trials
 from neurollm.roi.region import ROI
-from neurollm.validation import several
+from neurollm.rsa.result import RSAMap, RSAResult
+from neurollm.rsa.searchlight import SearchlightMap
+from neurollm.validation import listed, several
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,21 +24,23 @@ CORRECTIONS = ("p_fwer", "q")
 
 
 def select_roi(
-    result: ContrastResult,
+    result: ContrastResult | RSAResult | SearchlightMap,
     obs: pd.DataFrame,
     name: str,
     *,
     n_features: int | None = None,
     alpha: float | None = None,
     by: str = "p_fwer",
+    model: str | None = None,
 ) -> ROI:
-    """Choose the features of a region from a contrast.
+    """Choose the features of a region from a contrast, from RSA, or from a searchlight.
 
     Parameters
     ----------
-    result : ContrastResult
-        Features are taken in the direction of its alternative; for two-sided ones the sign is kept, so that
-        opposite features do not cancel in the region's mean.
+    result : ContrastResult, RSAResult or SearchlightMap
+        Features are taken in the direction of its alternative; for two-sided contrasts the sign is kept, so that
+        opposite features do not cancel in the region's mean. RSA has no such sign. Of a searchlight the centres are
+        taken.
     obs : DataFrame
         The trial table that was fitted, with a column ``text``. *All* its items and texts count as used, those that
         the contrast weighs by zero too.
@@ -45,6 +50,8 @@ def select_roi(
     alpha : float, optional
         All features with `by` ≤ `alpha`. Give exactly one of the two.
     by : {"p_fwer", "q"}
+    model : str, optional
+        Which model of an RSA; needed if there are several.
 
     Returns
     -------
@@ -57,23 +64,18 @@ def select_roi(
     DataMismatch
         The table has fewer items than the result.
     """
-    size = {"two-sided": np.abs(result.stat), "greater": result.stat, "less": -result.stat}[result.alternative]
-    positions = _chosen(result, size, (n_features, alpha, by))
-    item, items = _items(result, obs)
-    direction = {"two-sided": "either direction", "greater": "positive direction", "less": "negative direction"}
-    rule = f"the {n_features} largest {result.stat_kind}" if alpha is None else f"all with {by} ≤ {alpha:g}"
-    how = "F" if result.is_f else direction[result.alternative]
-    signs = np.ones(len(positions)) if result.is_f else np.sign(result.stat[positions])
+    found = _ranking(result, model)
+    positions = _chosen(found, (n_features, alpha, by))
+    contents = _items(found, obs)
+    rule = f"the {n_features} largest {found.kind}" if alpha is None else f"all with {by} ≤ {alpha:g}"
     return ROI(
         name,
-        tuple(result.feature[positions].tolist()),
-        tuple(int(sign) or 1 for sign in signs),
-        f"{rule} of {result.n_tests:,} tested features ({how}) in the contrast '{result.contrast.expression}', "
-        f"{result.n_items} {several(result.exchange.unit)}.",
-        result.contrast,
-        item,
-        items,
-        tuple(sorted(set(text_keys(obs)))),
+        tuple(found.feature[positions].tolist()),
+        tuple(int(sign) or 1 for sign in found.signs[positions]),
+        f"{rule} of {found.told}.",
+        found.contrast,
+        *contents,
+        found.method,
     )
 
 
@@ -126,15 +128,105 @@ def localize(
     return select_roi(result, obs, name, n_features=n_features, alpha=alpha, by=by)
 
 
-def _chosen(result: ContrastResult, size: np.ndarray, rule: tuple) -> np.ndarray:
+@dataclass(frozen=True)
+class _Ranking:
+    """What a selection needs of any result."""
+
+    method: str
+    where: str
+    kind: str  # of the statistic
+    told: str
+    feature: np.ndarray
+    size: np.ndarray  # larger speaks more for the alternative; what is not positive is not chosen
+    signs: np.ndarray
+    alternative: str
+    valid: np.ndarray
+    p_fwer: np.ndarray
+    q: np.ndarray
+    contrast: Contrast | None
+    unit: str
+    n_items: int
+    trials: str
+
+
+def _directed(stat: np.ndarray, alternative: str) -> np.ndarray:
+    return {"two-sided": np.abs(stat), "greater": stat, "less": -stat}[alternative]
+
+
+_DIRECTION = {"two-sided": "either direction", "greater": "positive direction", "less": "negative direction"}
+
+
+def _ranking(result: Any, model: str | None) -> _Ranking:
+    if isinstance(result, ContrastResult):
+        return _of_contrast(result)
+    if isinstance(result, RSAResult):
+        if model is None and len(result.maps) > 1:
+            names = listed(one.model for one in result.maps)
+            raise InvalidInput(f"select_roi: the RSA has {len(result.maps)} models; name one as model: {names}.")
+        return _of_rsa(result, result.maps[0] if model is None else result[model], "rsa")
+    if isinstance(result, SearchlightMap):
+        return _of_rsa(result, result, "searchlight")
+    raise InvalidInput(
+        "select_roi: features are chosen from a ContrastResult, an RSAResult or a SearchlightMap, found "
+        f"{type(result).__name__}."
+    )
+
+
+def _of_contrast(result: ContrastResult) -> _Ranking:
+    unit = result.exchange.unit
+    how = "F" if result.is_f else _DIRECTION[result.alternative]
+    return _Ranking(
+        method="contrast",
+        where=f"contrast '{result.name}'",
+        kind=result.stat_kind,
+        told=f"{result.n_tests:,} tested features ({how}) in the contrast '{result.contrast.expression}', "
+        f"{result.n_items} {several(unit)}",
+        feature=result.feature,
+        size=_directed(result.stat, result.alternative),
+        signs=np.ones(len(result.stat)) if result.is_f else np.nan_to_num(np.sign(result.stat)),
+        alternative=result.alternative,
+        valid=result.valid,
+        p_fwer=result.p_fwer,
+        q=result.q,
+        contrast=result.contrast,
+        unit=unit,
+        n_items=result.n_items + result.n_items_dropped,
+        trials=result.trials,
+    )
+
+
+def _of_rsa(result: RSAResult | SearchlightMap, found: RSAMap | SearchlightMap, method: str) -> _Ranking:
+    kind = "z" if np.isfinite(found.z[found.valid]).any() else "r"
+    what = {"rsa": "features", "searchlight": "neighbourhoods, of which the centres are taken,"}[method]
+    return _Ranking(
+        method=method,
+        where=f"RSA model '{found.model}'",
+        kind=kind,
+        told=f"{int(found.valid.sum()):,} tested {what} ({_DIRECTION[result.alternative]}) in RSA with the model "
+        f"'{found.model}' ({result.comparison}), {found.n_items} {several(result.item or 'trial')}",
+        feature=result.feature,
+        size=_directed(getattr(found, kind), result.alternative),
+        signs=np.ones(len(result.feature)),
+        alternative=result.alternative,
+        valid=found.valid,
+        p_fwer=found.p_fwer,
+        q=found.q,
+        contrast=None,
+        unit=result.item or "trial",
+        n_items=found.n_items + found.n_dropped,
+        trials=result.trials,
+    )
+
+
+def _chosen(found: _Ranking, rule: tuple) -> np.ndarray:
     """Positions of the chosen features, the largest statistic first."""
     n_features, alpha, by = rule
-    where = f"select_roi: contrast '{result.name}'"
+    where, size = f"select_roi: {found.where}", found.size
     if (n_features is None) == (alpha is None):
         raise InvalidInput("select_roi: give either n_features or alpha, which says how features are chosen.")
     if by not in CORRECTIONS:
         raise InvalidInput(f"select_roi: by is {by!r}; it must be 'p_fwer' or 'q'.")
-    directed = result.valid & (size > 0)
+    directed = found.valid & (size > 0)
     order = np.lexsort((np.arange(len(size)), -np.where(directed, size, -np.inf)))[: int(directed.sum())]
     if n_features is not None:
         if isinstance(n_features, bool) or not isinstance(n_features, (int, np.integer)) or n_features < 1:
@@ -142,12 +234,12 @@ def _chosen(result: ContrastResult, size: np.ndarray, rule: tuple) -> np.ndarray
         if len(order) < n_features:
             raise InvalidInput(
                 f"{where}: {len(order)} tested features lie in the direction of the alternative "
-                f"({result.alternative}), fewer than n_features = {n_features}."
+                f"({found.alternative}), fewer than n_features = {n_features}."
             )
         return order[:n_features]
     if isinstance(alpha, bool) or not 0 < alpha < 1:
         raise InvalidInput(f"select_roi: alpha must lie between 0 and 1, found {alpha!r}.")
-    values = getattr(result, by)
+    values = getattr(found, by)
     if not np.isfinite(values[order]).any():
         raise InvalidInput(f"{where}: has no {by} (n_perm was 0); choose by 'q', or by n_features.")
     chosen = order[values[order] <= alpha]
@@ -156,16 +248,22 @@ def _chosen(result: ContrastResult, size: np.ndarray, rule: tuple) -> np.ndarray
     return chosen
 
 
-def _items(result: ContrastResult, obs: pd.DataFrame) -> tuple[str | None, tuple[str, ...]]:
-    """The item column and its values; a design without items leaves the texts alone to tell contents apart."""
-    unit = result.exchange.unit
-    text_keys(obs)
-    item = None if unit == "trial" and "trial" not in obs else unit
-    labels = () if item is None else tuple(sorted(set(item_keys(obs, item))))
-    if trials_digest(obs, item) != result.trials:
+def _items(found: _Ranking, obs: pd.DataFrame) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+    """The item column, its values and the texts, if this is the table that was analysed."""
+    contents = used_contents(obs, None if found.unit == "trial" and "trial" not in obs else found.unit)
+    if trials_digest(obs, contents[0]) != found.trials:
         raise DataMismatch(
-            f"select_roi: the trial table ({len(obs)} trials) is not the one that contrast '{result.name}' was "
-            f"computed from ({result.n_items + result.n_items_dropped} {several(unit)}); give the whole table that was "
-            "fitted, because all of it counts as used."
+            f"select_roi: the trial table ({len(obs)} trials) is not the one that {found.where} was computed from "
+            f"({found.n_items} {several(found.unit)}); give the whole table that was fitted, because all of it counts "
+            "as used."
         )
-    return item, labels
+    return contents
+
+
+def used_contents(obs: pd.DataFrame, item: str | None) -> tuple[str | None, tuple[str, ...], tuple[str, ...]]:
+    """What a region remembers of the trials it was chosen on: ``item, items, texts`` of `ROI`.
+
+    A design without items leaves the texts alone to tell contents apart.
+    """
+    texts = tuple(sorted(set(text_keys(obs))))
+    return item, () if item is None else tuple(sorted(set(item_keys(obs, item)))), texts

@@ -20,6 +20,7 @@ from neurollm.rsa.models import ModelRDM, model_rdms
 from neurollm.rsa.permutation import RelatednessTest, permute_conditions
 from neurollm.rsa.regions import region_rdms
 from neurollm.rsa.result import RSAMap, RSAResult
+from neurollm.rsa.searchlight import Searchlight, SearchlightMap
 from neurollm.rsa.sequences import SequenceRDM, SequenceResult, sequence_rdm
 from neurollm.rsa.temporal import TimeResolvedRSA
 from neurollm.rsa.temporal_result import TimeResolvedResult
@@ -33,6 +34,8 @@ __all__ = [
     "RSAMap",
     "RSAResult",
     "RelatednessTest",
+    "Searchlight",
+    "SearchlightMap",
     "SequenceRDM",
     "SequenceResult",
     "TimeResolvedRSA",

@@ -7,18 +7,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy import sparse
 from sklearn.base import BaseEstimator
 
 from neurollm.designs import CategoricalDesign, Design
 from neurollm.designs.table import trials_digest
-from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.errors import InvalidInput
 from neurollm.progress import Progress
 from neurollm.rsa.exchange import Exchange, exchange
 from neurollm.rsa.models import ModelRDM, Rows, model_rdms
 from neurollm.rsa.result import RSAMap, RSAResult, smallest_p_of_active
+from neurollm.rsa.rows import entering_rows, read_trials
 from neurollm.stats import adjust
-from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, combine_rows
 from neurollm.stats.rdms.ceilings import ceiling
 from neurollm.stats.rdms.layers import attribution, layer_score
 from neurollm.stats.rdms.model import pair_model
@@ -146,11 +145,8 @@ class FeatureRSA(BaseEstimator):
             Rows, ids or a model RDM do not go with the trials.
         """
         self._check_parameters()
-        X, obs, features = _unpack(X, y, features)
-        self.design_, obs = _design_of(self.design, X, obs)
-        self.feature_ = np.arange(X.shape[1]) if features is None else np.asarray(features)
-        if len(self.feature_) != X.shape[1]:
-            raise DataMismatch(f"FeatureRSA: {len(self.feature_)} feature ids were given for {X.shape[1]} columns.")
+        self.design_, y = _design_and_table(self.design, X, y)
+        X, obs, self.feature_ = read_trials(X, y, features, "FeatureRSA")
         self.table_ = self.design_.table(obs, X, self.scale, self.n_jobs or 1)
         self.n_features_in_ = X.shape[1]
         rows = Rows.of(self.design_, obs, self.table_)
@@ -206,14 +202,14 @@ class FeatureRSA(BaseEstimator):
         names = [one.name for one in self.models_]
         chosen = self.models_[0 if model is None else names.index(self.result_[model].model)]
         how = exchange(self.design_, self.table_, chosen)
-        values, _ = self._rows(how)
+        values, _ = entering_rows(self.table_, how, self.n_jobs or 1)
         matrix = chosen.matrix[np.ix_(how.rows, how.rows)]
         if len(self.nuisance) or self.distance != "squared":
             raise InvalidInput("attribution: a layer's score divides into features for squared distances only.")
         return pd.DataFrame({"feature": self.feature_, "share": attribution(values, matrix, self.comparison)})
 
     def _map(self, model: ModelRDM, how: Exchange, nuisance: tuple[ModelRDM, ...], progress: Progress) -> RSAMap:
-        values, n_active = self._rows(how)
+        values, n_active = entering_rows(self.table_, how, self.n_jobs or 1)
         inside = np.ix_(how.rows, how.rows)
         matrix = model.matrix[inside]
         others = [one.matrix[inside] for one in nuisance]
@@ -277,20 +273,6 @@ class FeatureRSA(BaseEstimator):
             on_block=progress.advance,
         )
 
-    def _rows(self, how: Exchange) -> tuple[Any, np.ndarray]:
-        """Values of the rows that enter, and in how many of them each feature is active."""
-        n = len(how.rows)
-        chosen = sparse.csr_array((np.ones(n), (np.arange(n), how.rows)), shape=(n, self.table_.n_rows))
-        values = combine_rows(chosen, self.table_.values, n_jobs=self.n_jobs or 1)
-        if sparse.issparse(values):
-            n_active = np.diff(canonical_columns(values).indptr)
-        else:
-            parts = [np.count_nonzero(block, axis=0) for _, block in column_blocks(values)]
-            n_active = np.concatenate([np.empty(0, int), *parts])
-        if how.weights is not None:
-            values = combine_rows(how.weights, values, n_jobs=self.n_jobs or 1)
-        return by_columns(values), n_active
-
     def _fitted(self) -> RSAResult:
         if not hasattr(self, "result_"):
             raise InvalidInput("FeatureRSA: call fit first.")
@@ -314,35 +296,21 @@ def _refuse(models: tuple[ModelRDM, ...], nuisance: tuple[ModelRDM, ...]) -> Non
     for model in models:
         if pair_model(model.matrix).is_constant:
             raise InvalidInput(
-                f"RSA: model {model.name!r} gives all its pairs the same distance ({model.description}), so nothing can "
-                "be compared; it needs pairs that it calls alike and others that it calls unlike."
+                f"RSA: model {model.name!r} gives all its pairs the same distance ({model.description}), so nothing "
+                "can be compared; it needs pairs that it calls alike and others that it calls unlike."
             )
     both = sorted({model.name for model in models} & {model.name for model in nuisance})
     if both:
         raise InvalidInput(f"FeatureRSA: {listed(both)} is a model and held constant at once.")
 
 
-def _unpack(X: Any, obs: Any, features: Any) -> tuple[Any, Any, Any]:
-    if hasattr(X, "obs") and hasattr(X, "var"):
-        if obs is not None or features is not None:
-            raise InvalidInput("FeatureRSA: trials given as AnnData bring their own table; pass nothing else.")
-        return X.X, X.obs, np.asarray(X.var.get("feature", X.var_names))
-    if obs is None:
-        raise InvalidInput("FeatureRSA: activations came without a trial table; give obs, one row per row of X.")
-    X = by_columns(X)
-    if X.ndim != 2 or X.shape[0] != len(obs):
-        raise DataMismatch(f"FeatureRSA: X has shape {tuple(X.shape)} but the trial table has {len(obs)} rows.")
-    return X, obs, features
-
-
-def _design_of(design: Design | None, X: Any, obs: Any) -> tuple[Design, pd.DataFrame]:
+def _design_and_table(design: Design | None, X: Any, y: Any) -> tuple[Design, Any]:
+    """The design and the trial table, which plain labels make up for."""
     import pandas as pd
 
-    if design is None:
-        if hasattr(obs, "columns"):
-            raise InvalidInput("FeatureRSA: a trial table needs a design, which says what is compared.")
-        reason = "labels were given without items"
-        return CategoricalDesign("label", item=None, item_reason=reason), pd.DataFrame({"label": list(obs)})
-    if not hasattr(obs, "columns"):
-        raise InvalidInput(f"FeatureRSA: a design needs a trial table, found {type(obs).__name__}.")
-    return design, obs
+    if design is not None:
+        return design, y
+    if y is None or hasattr(y, "columns") or hasattr(X, "obs"):
+        raise InvalidInput("FeatureRSA: a trial table needs a design, which says what is compared.")
+    reason = "labels were given without items"
+    return CategoricalDesign("label", item=None, item_reason=reason), pd.DataFrame({"label": list(y)})

@@ -295,7 +295,7 @@ def test_bad_data_are_refused_in_a_sentence():
         FeatureRSA(design).fit(X[:9], obs)
     with pytest.raises(DataMismatch, match="2 feature ids"):
         FeatureRSA(design).fit(X, obs, features=[1, 2])
-    with pytest.raises(InvalidInput, match="without a trial table"):
+    with pytest.raises(InvalidInput, match="expected a trial table"):
         FeatureRSA(design).fit(X)
     with pytest.raises(InvalidInput, match="call fit first"):
         FeatureRSA(design).to_frame()

@@ -15,7 +15,7 @@ import numpy as np
 from neurollm.random import stream
 from neurollm.stats.rdms.explicit import RANKS, ExplicitScores
 from neurollm.stats.rdms.forms import pair_classes
-from neurollm.stats.rdms.model import pair_model
+from neurollm.stats.rdms.model import centred_kernel, pair_model
 from neurollm.stats.rdms.scores import feature_scores
 from neurollm.stats.rdms.squared import SquaredScores
 
@@ -48,7 +48,7 @@ def ceiling(D: np.ndarray, comparison: str = "pearson", distance: str = "squared
     n = len(model.values)
     filled = np.where(model.pairs, model.values, model.mean)
     np.fill_diagonal(filled, 0.0)
-    kernel = -(filled - filled.mean(axis=0) - filled.mean(axis=1)[:, None] + filled.mean()) / 2
+    kernel = centred_kernel(filled)
     values, vectors = np.linalg.eigh(kernel)
     if comparison == "whitened":
         return float(values[-1] / np.linalg.norm(kernel))

@@ -108,13 +108,12 @@ def form(hollow: np.ndarray, diagonal: np.ndarray, centred: bool) -> Form:
     2
     """
     labels = pair_classes(hollow)
-    n = len(hollow)
     if labels is None:
-        matrix = hollow + np.diag(diagonal)
+        matrix = hollow
         if centred:
             matrix = matrix - matrix.mean(axis=0) - matrix.mean(axis=1)[:, None] + matrix.mean()
         values, vectors = np.linalg.eigh(matrix)
-        return _kept(vectors.T, values, np.zeros(n))
+        return _kept(vectors.T, values, diagonal)
     members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
     core = np.array([[_between(hollow, a, b) for b in members] for a in members])
     rows = np.eye(len(members))[labels]

@@ -110,3 +110,23 @@ def ranked(model: PairModel) -> PairModel:
     values = np.zeros_like(model.values)
     values[upper] = rankdata(model.values[upper])
     return replace(model, values=values + values.T)
+
+
+def centred_kernel(values: np.ndarray) -> np.ndarray:
+    """K_D = −½ HDH: the inner products that belong to squared distances.
+
+    Parameters
+    ----------
+    values : ndarray, shape (n, n)
+
+    Returns
+    -------
+    ndarray, shape (n, n)
+
+    Examples
+    --------
+    >>> centred_kernel(np.array([[0.0, 4.0], [4.0, 0.0]])).tolist()
+    [[1.0, -1.0], [-1.0, 1.0]]
+    """
+    rows = values.mean(axis=0)
+    return -(values - rows - rows[:, None] + rows.mean()) / 2

@@ -38,7 +38,7 @@ from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import by_columns, dense
 from neurollm.stats.linear import NOISE
 from neurollm.stats.rdms.forms import Form, form
-from neurollm.stats.rdms.model import PairModel, pair_model, ranked
+from neurollm.stats.rdms.model import PairModel, centred_kernel, pair_model, ranked
 from neurollm.stats.threads import workers
 
 COMPARISONS = ("pearson", "cosine", "whitened", "whitened_pearson", "half_rank")
@@ -95,7 +95,7 @@ class SquaredScores:
         model = self._model
         n = len(model.values)
         if self._whitened:
-            kernel = _kernel(model.values)
+            kernel = centred_kernel(model.values)
             self._form = form(-model.values / 2, np.zeros(n), centred=True)
             trace, size2 = np.trace(kernel), np.sum(kernel**2)
             corrected = self._comparison == "whitened_pearson"
@@ -108,8 +108,13 @@ class SquaredScores:
             values = self._nuisance.residual
         elif self._centred:
             values = np.where(model.pairs, values - model.mean, 0.0)
-        self._form = form(-values, values.sum(axis=1), centred=True)
-        self._matrix, self._size = np.diag(values.sum(axis=1)) - values, np.sqrt(np.sum(values**2) / 2)
+        degree = values.sum(axis=1)
+        if model.is_full:  # without a common distance, which centred features do not see, eigenvectors are fewer
+            middle = values[0, 1] - model.values[0, 1] if self._nuisance is None else 0.0
+            self._form = form(middle * (1 - np.eye(n)) - values, degree + middle, centred=True)
+        else:
+            self._form = form(-values, degree, centred=True)
+        self._matrix, self._size = np.diag(degree) - values, np.sqrt(np.sum(values**2) / 2)
         if not model.is_full:
             pairs = model.pairs.astype(float)
             self._degree = pairs.sum(axis=1)
@@ -284,12 +289,6 @@ def kernel_moments(Q: np.ndarray, s4: np.ndarray) -> tuple[np.ndarray, np.ndarra
     variance = first + second / ((n + 1) * n * (n - 1) * (n - 2) * (n - 3))
     floor = 1e-12 * max(f, t**2 / (n - 1))
     return np.full(s4.shape, t / (n - 1)), np.where(variance > floor, variance, np.where(np.isnan(s4), np.nan, 0.0))
-
-
-def _kernel(values: np.ndarray) -> np.ndarray:
-    """−½ HDH."""
-    rows = values.mean(axis=0)
-    return -(values - rows - rows[:, None] + rows.mean()) / 2
 
 
 def _check(model: PairModel, comparison: str, nuisance: Sequence[np.ndarray]) -> None:
