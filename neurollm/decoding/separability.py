@@ -25,9 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from neurollm.decoding.scores import cautious_interval, fold_areas, n_item_pairs
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.stats.arrays import by_columns, column_blocks
-from neurollm.stats.auc import concordance
+from neurollm.stats.folds import item_folds
 from neurollm.stats.linear import NOISE
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def separability(X: Any, y: Any, groups: Any, *, cv: int = 5, random_state: int 
         raise InvalidInput(
             f"separability: '{levels[0]}' and '{levels[1]}' need at least 2 items each, found {per_level}."
         )
-    folds = _folds(labels, items, min(cv, per_level), random_state)
+    folds = item_folds(labels, items, min(cv, per_level), random_state)
     X = by_columns(X)
     scores = np.empty(y.size)
     for fold in np.unique(folds):
@@ -111,7 +112,7 @@ def separability(X: Any, y: Any, groups: Any, *, cv: int = 5, random_state: int 
             "predicted": np.where(scores > 0, levels[1], levels[0]),
         }
     )
-    area = float(_area(scores, labels, folds, np.ones((1, y.size)))[0])
+    area = float(fold_areas(scores, labels, folds)[0])
     low, high = _interval(scores, labels, items, folds, area)
     return Separability(
         area,
@@ -139,17 +140,6 @@ def _check(X: Any, y: np.ndarray, groups: np.ndarray, cv: int) -> np.ndarray:
     return levels
 
 
-def _folds(labels: np.ndarray, items: np.ndarray, n_folds: int, random_state: int) -> np.ndarray:
-    """Fold of each trial: items are whole, levels balanced."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = np.empty(labels.size, dtype=int)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=random_state % 2**32)
-    for fold, (_, test) in enumerate(splitter.split(labels, labels, items)):
-        folds[test] = fold
-    return folds
-
-
 def _score_fold(X: Any, labels: np.ndarray, items: np.ndarray, test: np.ndarray, random_state: int) -> np.ndarray:
     """Decision values of the test trials."""
     train = ~test
@@ -160,7 +150,7 @@ def _score_fold(X: Any, labels: np.ndarray, items: np.ndarray, test: np.ndarray,
     n_inner = min(_INNER_FOLDS, *(np.unique(inner_items[labels[train] == side]).size for side in (True, False)))
     penalty = PENALTIES[len(PENALTIES) // 2]
     if n_inner >= 2:
-        inner = _folds(labels[train], inner_items, n_inner, random_state)
+        inner = item_folds(labels[train], inner_items, n_inner, random_state)
         penalty = _choose_penalty(coordinates[train], labels[train], inner)
     return _fit(coordinates[train], labels[train], penalty).decision_function(coordinates[test])
 
@@ -193,7 +183,7 @@ def _choose_penalty(Z: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> flo
             test = folds == fold
             if labels[~test].any() and not labels[~test].all():
                 scores[test] = _fit(Z[~test], labels[~test], penalty).decision_function(Z[test])
-        areas.append(_area(scores, labels, folds, np.ones((1, labels.size)))[0])
+        areas.append(fold_areas(scores, labels, folds)[0])
     return PENALTIES[int(np.argmax(np.round(np.nan_to_num(areas, nan=0.5), 9)))]
 
 
@@ -205,41 +195,12 @@ def _fit(Z: np.ndarray, labels: np.ndarray, penalty: float):
     return model.fit(Z, labels)
 
 
-def _area(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted AUROC over pairs within folds, for every row of `weights`."""
-    concordant, pairs = np.zeros(len(weights)), np.zeros(len(weights))
-    for fold in np.unique(folds):
-        here = folds == fold
-        more, all_pairs = concordance(scores[here], labels[here], weights[:, here])
-        concordant, pairs = concordant + more, pairs + all_pairs
-    return np.divide(concordant, pairs, out=np.full(len(weights), np.nan), where=pairs > 0)
-
-
 def _interval(
     scores: np.ndarray, labels: np.ndarray, items: np.ndarray, folds: np.ndarray, area: float
 ) -> tuple[float, float]:
     """Wilson interval of `area` with as many observations as the jackknife over items finds, at most the item pairs."""
-    from scipy.stats import t as student
-
-    areas = _area(scores, labels, folds, 1 - np.eye(int(items.max()) + 1)[:, items])  # one item left out in each
+    areas = fold_areas(scores, labels, folds, 1 - np.eye(int(items.max()) + 1)[:, items])  # one item left out in each
     areas = areas[np.isfinite(areas)]
     if not np.isfinite(area) or not areas.size:
         return float("nan"), float("nan")
-    variance = (areas.size - 1) * np.var(areas)
-    n_pairs = max(_n_item_pairs(labels, items, folds), 1)
-    spread = area * (1 - area)
-    n = min(n_pairs, spread / variance) if spread > 0 and variance > 0 else n_pairs
-    z2 = float(student.ppf(0.975, max(n_pairs - 1, 1))) ** 2
-    centre, half = area + z2 / (2 * n), np.sqrt(z2 * (spread / n + z2 / (4 * n**2)))
-    low, high = (centre - half) / (1 + z2 / n), (centre + half) / (1 + z2 / n)
-    return float(max(min(low, area), 0.0)), float(min(max(high, area), 1.0))
-
-
-def _n_item_pairs(labels: np.ndarray, items: np.ndarray, folds: np.ndarray) -> int:
-    """Comparisons within folds that share no item: items with both levels, and pairs of items with one each."""
-    total = 0
-    for fold in np.unique(folds):
-        here = folds == fold
-        positive, negative = set(items[here & labels]), set(items[here & ~labels])
-        total += len(positive & negative) + min(len(positive - negative), len(negative - positive))
-    return total
+    return cautious_interval(area, (areas.size - 1) * np.var(areas), n_item_pairs(labels, items, folds))

@@ -30,6 +30,7 @@ from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.progress import Progress
 from neurollm.random import stream
 from neurollm.stats.auc import concordance
+from neurollm.stats.folds import item_folds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,7 +227,7 @@ class _Trials:
             raise InvalidInput(
                 f"sparse_probing: each level needs at least 2 items and cv must be at least 2; found {n_items} and {cv}"
             )
-        folds = _folds(positive, codes, min(cv, n_items), random_state % 2**32)
+        folds = item_folds(positive, codes, min(cv, n_items), random_state)
         return cls(positive, codes, folds, str(labels[positive][0]))
 
     @property
@@ -242,7 +243,7 @@ class _Trials:
         n_folds = int(self.folds.max()) + 1
         for _ in range(MOST_DRAWS):
             labels = self.shuffled_labels(rng)
-            folds = _folds(labels, self.groups, n_folds, int(rng.integers(2**32)))
+            folds = item_folds(labels, self.groups, n_folds, int(rng.integers(2**32)))
             positives = np.bincount(folds, weights=labels)
             if (positives * (np.bincount(folds) - positives)).any():
                 return _Trials(labels, self.groups, folds, self.positive)
@@ -274,17 +275,6 @@ def _complete(values: Any, what: str) -> np.ndarray:
             f"trial {missing[0]}; leave these trials out"
         )
     return values
-
-
-def _folds(labels: np.ndarray, groups: np.ndarray, n_folds: int, seed: int) -> np.ndarray:
-    """The fold of each trial."""
-    from sklearn.model_selection import StratifiedGroupKFold
-
-    folds = np.empty(len(labels), dtype=int)
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    for fold, (_, test) in enumerate(splitter.split(labels, labels, groups)):
-        folds[test] = fold
-    return folds
 
 
 def _matrix(name: str, value: Any, x: Any, n: int) -> Any:
