@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 FEATURES = 1 << 15  # at a time: their nonzeros stay in a cache, where a million would go to memory and back
+
+_BRING_BLAS = ("numpy.linalg", "scipy.linalg", "torch")
 
 Run = Callable[[Callable, Iterable], Iterator]
 
@@ -19,11 +23,22 @@ def workers(n_jobs: int) -> Iterator[Run]:
     if n_jobs == 1:
         yield map
         return
-    from threadpoolctl import threadpool_limits
-
-    threads = os.cpu_count() if n_jobs == -1 else n_jobs
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
+    libraries = _blas(tuple(sys.modules.get(name) is not None for name in _BRING_BLAS))
+    with libraries.limit(limits=1, user_api="blas"), ThreadPoolExecutor(n_threads(n_jobs)) as pool:
         yield pool.map
+
+
+def n_threads(n_jobs: int) -> int:
+    """Number of threads; -1: one per core."""
+    return (os.cpu_count() or 1) if n_jobs == -1 else n_jobs
+
+
+@cache
+def _blas(loaded: tuple[bool, ...]) -> Any:
+    """The BLAS libraries of the modules that are loaded: looking for them takes longer than many a test."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def in_parts(function: Callable[[slice], Any], n_columns: int, n_jobs: int = 1) -> list[Any]:

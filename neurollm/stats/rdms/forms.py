@@ -48,9 +48,6 @@ class Form:
         ndarray, shape (P, b)
         """
         out = self.weighted(index, self.diagonal, x2)
-        if len(index) == 1:  # all rows in one product
-            out += self.weights @ (self.rows[:, index[0]] @ x) ** 2
-            return out
         for row, weight in zip(self.rows, self.weights, strict=True):
             product = row[index] @ x
             product *= product
@@ -61,10 +58,6 @@ class Form:
     def bilinear(self, index: np.ndarray, x: np.ndarray, y: np.ndarray, xy: np.ndarray) -> np.ndarray:
         """xᵀQy, with the elementwise product xy; shapes as in `quadratic`."""
         out = self.weighted(index, self.diagonal, xy)
-        if len(index) == 1:
-            moved = self.rows[:, index[0]]
-            out += self.weights @ ((moved @ x) * (moved @ y))
-            return out
         for row, weight in zip(self.rows, self.weights, strict=True):
             moved = row[index]
             product = moved @ x

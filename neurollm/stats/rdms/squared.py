@@ -39,10 +39,10 @@ from neurollm.stats.arrays import by_columns, dense
 from neurollm.stats.linear import NOISE
 from neurollm.stats.rdms.forms import Form, form
 from neurollm.stats.rdms.model import PairModel, centred_kernel, pair_model, ranked
-from neurollm.stats.threads import workers
+from neurollm.stats.threads import n_threads, workers
 
 COMPARISONS = ("pearson", "cosine", "whitened", "whitened_pearson", "half_rank")
-_BLOCK = 1 << 15  # values of a block
+_BLOCK = 1 << 17  # values of a block
 _FLAT = 1e-12  # a sum of squares below this share of its parts is rounding
 
 
@@ -53,10 +53,11 @@ class _Powers:
     x: np.ndarray
     x2: np.ndarray
     s2: np.ndarray
+    room: list[np.ndarray]  # for their third and fourth powers
 
     @property
     def kurtosis(self) -> np.ndarray:
-        return np.einsum("nb,nb->b", self.x2, self.x2) / self.s2**2
+        return np.ones(len(self.x2)) @ np.multiply(self.x2, self.x2, out=self.room[1]) / self.s2**2
 
 
 class SquaredScores:
@@ -129,9 +130,18 @@ class SquaredScores:
     def observed(self, n_jobs: int = 1) -> np.ndarray:
         """Scores of all features, shape (V,); NaN for constant and non-finite ones."""
         identity = np.arange(len(self._model.values))[None]
+        out = np.empty(self.n_features)
+
+        def part(blocks: list[slice]) -> None:
+            space = np.empty((4, len(self._model.values), self._step))
+            for columns in blocks:
+                out[columns] = self._scores(identity, self._powers(columns, space))[0]
+
+        blocks = self._blocks()
+        share = -(-len(blocks) // (1 if n_jobs == 1 else 4 * n_threads(n_jobs))) or 1
         with workers(n_jobs) as run:
-            parts = list(run(lambda columns: self(identity, columns)[0], self._blocks()))
-        return np.concatenate([np.empty(0), *parts])
+            list(run(part, [blocks[start : start + share] for start in range(0, len(blocks), share)]))
+        return out
 
     def __call__(self, index: np.ndarray, columns: slice) -> np.ndarray:
         """Scores under arrangements of the model's rows.
@@ -145,7 +155,9 @@ class SquaredScores:
         -------
         ndarray, shape (P, b)
         """
-        powers = self._powers(columns)
+        return self._scores(index, self._powers(columns))
+
+    def _scores(self, index: np.ndarray, powers: _Powers) -> np.ndarray:
         numerator = self._form.quadratic(index, powers.x, powers.x2)
         numerator /= powers.s2
         if self._whitened:
@@ -172,23 +184,34 @@ class SquaredScores:
         shift = self._shift if self._whitened else 0.0
         return (mean - shift) / size, np.sqrt(variance) / size
 
-    def _blocks(self) -> list[slice]:
-        """Blocks of columns that stay in a core's cache with their powers."""
-        step = int(np.clip(_BLOCK // len(self._model.values), 64, 1024))
-        return [slice(start, min(start + step, self.n_features)) for start in range(0, self.n_features, step)]
+    @property
+    def _step(self) -> int:
+        """Columns that stay in a core's cache with their squares."""
+        return int(np.clip(_BLOCK // len(self._model.values), 64, 1024))
 
-    def _powers(self, columns: slice) -> _Powers:
-        x = dense(self._X[:, columns])
+    def _blocks(self) -> list[slice]:
+        return [slice(at, min(at + self._step, self.n_features)) for at in range(0, self.n_features, self._step)]
+
+    def _powers(self, columns: slice, space: np.ndarray | None = None) -> _Powers:
+        """Centred features and their squares, in `space` (4 × n × columns) if it is given."""
+        n, width = len(self._model.values), columns.stop - columns.start
+        x, x2, *room = np.empty((4, n, width)) if space is None else space[:, :, :width]
+        x[...] = self._X[:, columns] if isinstance(self._X, np.ndarray) else dense(self._X[:, columns])
+        ones = np.ones(n)
         with np.errstate(invalid="ignore", over="ignore"):
-            raw = np.einsum("nb,nb->b", x, x)
+            mean = (ones / n) @ x
+            x -= mean
+            np.multiply(x, x, out=x2)
+            s2 = ones @ x2
+            raw = s2 + n * mean**2
             extreme = (raw > 1e100) | ((raw < 1e-100) & (raw > 0))
             if extreme.any():  # fourth powers would leave the range of numbers
-                x[:, extreme] /= np.abs(x[:, extreme]).max(axis=0)
-                raw = np.einsum("nb,nb->b", x, x)
-            x -= np.full(len(x), 1 / len(x)) @ x
-            x2 = x * x
-            s2 = np.ones(len(x)) @ x2
-            return _Powers(x, x2, np.where(np.isfinite(s2) & (s2 > NOISE**2 * raw), s2, np.nan))
+                size = np.abs(x[:, extreme]).max(axis=0)
+                x[:, extreme] /= np.where(size > 0, size, 1)
+                x2[:, extreme] = x[:, extreme] ** 2
+                raw[extreme] = ones @ x2[:, extreme] + n * (mean[extreme] / np.where(size > 0, size, 1)) ** 2
+                s2[extreme] = ones @ x2[:, extreme]
+            return _Powers(x, x2, np.where(np.isfinite(s2) & (s2 > NOISE**2 * raw), s2, np.nan), room)
 
     def _spread(self, kurtosis: np.ndarray) -> np.ndarray:
         """√Σ(d − d̄)², or √Σd², over all pairs, in units of S2."""
@@ -198,7 +221,7 @@ class SquaredScores:
 
     def _masked_spread(self, index: np.ndarray, powers: _Powers) -> np.ndarray:
         x, x2 = powers.x, powers.x2
-        x3, x4 = x2 * x, x2 * x2
+        x3, x4 = np.multiply(x2, x, out=powers.room[0]), np.multiply(x2, x2, out=powers.room[1])
         squares = Form.weighted(index, self._degree, x4)
         squares -= 4 * self._pairs.bilinear(index, x3, x, x4)
         squares += 3 * self._pairs.quadratic(index, x2, x4)
