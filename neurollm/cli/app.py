@@ -82,18 +82,22 @@ def new(name: Annotated[Path, typer.Argument(help="Folder to create.")]) -> None
 
 @app.command()
 def check(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")]) -> None:
-    """Validate a study without computing anything: cells, contrasts, shufflings, power, stimulus audit."""
+    """Validate a study or method grid without computing it: cells, contrasts, shufflings, power, stimulus audit."""
     from neurollm.pipelines import check_pipeline
 
     typer.echo(check_pipeline(pipeline))
 
 
 @app.command()
-def run(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")], verbose: Verbosity = 1) -> None:
-    """Run a study, or what of it is not up to date."""
+def run(
+    pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")],
+    n_jobs: Annotated[int, typer.Option(help="Processes of a method grid; -1: one per core.")] = 1,
+    verbose: Verbosity = 1,
+) -> None:
+    """Run a study or method grid, or what of it is not up to date."""
     from neurollm.pipelines import run_pipeline
 
-    result = run_pipeline(pipeline, verbose=verbose)
+    result = run_pipeline(pipeline, verbose=verbose, n_jobs=n_jobs)
     if not result.computed:
         typer.echo("nothing to do: every step is up to date")
     for verdict in result.verdicts:
@@ -103,7 +107,7 @@ def run(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")], verbos
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a study's results, of a dictionary, several, or a sweep.")],
+    folder: Annotated[Path, typer.Argument(help="Results of a study or method grid; dictionaries, or a sweep.")],
     top: Annotated[
         int | None, typer.Option(min=1, max=500, help="Features in the table of each contrast; default: as in the run.")
     ] = None,
@@ -111,12 +115,18 @@ def report(
     """Build report.html again from saved results alone."""
     from neurollm.pipelines import read_pipeline
     from neurollm.reporting import build_dictionary_report, build_report, holds_dictionaries
+    from neurollm.reporting.grid import build_grid_report, holds_grid
 
-    if holds_dictionaries(folder):
-        if top is not None:
-            raise InvalidInput(f"{folder} holds dictionaries; --top is for the contrasts of a study")
-        typer.echo(f"report: {_short(build_dictionary_report(folder))}")
-        return
+    others = (
+        (holds_dictionaries, "dictionaries", build_dictionary_report),
+        (holds_grid, "a method grid", build_grid_report),
+    )
+    for holds, what, build in others:
+        if holds(folder):
+            if top is not None:
+                raise InvalidInput(f"{folder} holds {what}; --top is for the contrasts of a study")
+            typer.echo(f"report: {_short(build(folder))}")
+            return
     if top is None and (folder / "config.yaml").is_file():
         top = read_pipeline(folder / "config.yaml").report.top
     typer.echo(f"report: {_short(build_report(folder, **({} if top is None else {'top': top})))}")

@@ -9,18 +9,21 @@ import numpy as np
 
 from neurollm.errors import InvalidInput
 from neurollm.pipelines.contexts import read_corpora
+from neurollm.pipelines.grid import GridStudy
+from neurollm.pipelines.grid_schema import is_grid
 from neurollm.pipelines.study import Study
-from neurollm.validation import several
+from neurollm.validation import listed, several
 
 if TYPE_CHECKING:
     from neurollm.designs import Contrast, ContrastPlan
+    from neurollm.stimuli import StimulusSet
 
 MOST_CELLS = 12
 """Cells that are listed; of more, only the number is told."""
 
 
 def check_pipeline(path: str | os.PathLike) -> str:
-    """Read every input of a study and say what a run would test.
+    """Read every input of a study or method grid and say what a run would test.
 
     Nothing is written, and the model runs on one sentence only (the probe of its site);
     the stimuli are tokenised to see that they fit and that the token window catches something.
@@ -33,13 +36,15 @@ def check_pipeline(path: str | os.PathLike) -> str:
     Returns
     -------
     str
-        Cells, shufflings, smallest detectable effect, and the stimulus audit.
+        Cells, shufflings, smallest detectable effect, and the stimulus audit; of a grid its concepts and contrasts.
 
     Raises
     ------
     InvalidInput, DataMismatch
         As a run would.
     """
+    if is_grid(path):
+        return _check_grid(GridStudy.read(path))
     study = Study.read(path)
     study.refuse_other_study()
     obs, plans = study.obs, study.plans()
@@ -90,14 +95,45 @@ def _rank(plan: ContrastPlan) -> str:
 
 
 def _check_tokens(study: Study) -> None:
+    part = study.pipeline.features
+    _some_token(study, study.stimuli, part.tokens, part.pool)
+
+
+def _some_token(study: Study, stimuli: StimulusSet, tokens: str, pool: str) -> None:
     from neurollm.masking import FeatureMasker
 
-    part = study.pipeline.features
-    masker = FeatureMasker(study.model, study.dictionary, tokens=part.tokens, pool=part.pool).fit()
-    if not any(len(positions) for positions in masker.positions(study.stimuli)):
-        raise InvalidInput(
-            f"{study.file}: token window {part.tokens!r} catches no token in any stimulus of {study.pipeline.stimuli}"
+    masker = FeatureMasker(study.model, study.dictionary, tokens=tokens, pool=pool).fit()
+    if not any(len(positions) for positions in masker.positions(stimuli)):
+        raise InvalidInput(f"{study.file}: token window {tokens!r} catches no token in any stimulus of {stimuli.name}")
+
+
+def _check_grid(study: GridStudy) -> str:
+    """The concepts of a grid with their trials and units, and which of the declared contrasts it can answer."""
+    from neurollm.decoding.grid_contrasts import PREREGISTERED
+    from neurollm.masking import trial_table
+
+    study.refuse_other_study()
+    part, plan = study.pipeline, study.plan
+    lines = [
+        f"method grid {part.name}: {len(part.representations)} representations × {len(part.selectors)} selectors × "
+        f"{len(part.k)} numbers of features, {part.n_repeats} × {part.n_folds} folds"
+    ]
+    for concept in part.concepts:
+        stimuli = study.concept_stimuli(concept)
+        labels, units = study.labels_and_units(concept, trial_table(stimuli))
+        n_folds = int(plan.folds(labels, units).max()) + 1
+        _some_token(study, stimuli, concept.tokens, part.pool)
+        role = ", control" if concept.control else ""
+        lines.append(
+            f"concept {concept.name}{role}: {concept.factor} = {concept.target} in {int(labels.sum())} of "
+            f"{len(labels)} stimuli, {len(set(units))} {several(concept.unit)}, {n_folds} folds"
         )
+    for contrast in PREREGISTERED:
+        has = part.selectors if contrast.axis == "selector" else part.representations
+        missing = [name for name in (*contrast.plus, *contrast.minus) if name not in has]
+        state = f"not computed without {listed(missing)}" if missing else "ready"
+        lines.append(f"contrast {contrast.name}: {state}")
+    return "\n".join(lines)
 
 
 def _sensitivity(study: Study, contrast: Contrast, plan: ContrastPlan) -> str:

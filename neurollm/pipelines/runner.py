@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurollm.files import write_json
+from neurollm.pipelines.grid import GridStudy, run_steps
+from neurollm.pipelines.grid_schema import is_grid
 from neurollm.pipelines.steps import StepCache
 from neurollm.pipelines.study import Study
 
@@ -37,8 +39,8 @@ class StudyRun:
     verdicts: tuple[str, ...]
 
 
-def run_pipeline(path: str | os.PathLike, *, verbose: int = 1) -> StudyRun:
-    """Run a study, or the part of it that is not up to date.
+def run_pipeline(path: str | os.PathLike, *, verbose: int = 1, n_jobs: int = 1) -> StudyRun:
+    """Run a study or a method grid, or the part of it that is not up to date.
 
     Every step is skipped when neither its inputs nor its results have changed, so an
     interrupted run goes on where it was, and a second run does nothing.
@@ -49,6 +51,8 @@ def run_pipeline(path: str | os.PathLike, *, verbose: int = 1) -> StudyRun:
         Pipeline file.
     verbose : int, default=1
         0 shows no progress.
+    n_jobs : int, default=1
+        Processes of a method grid; -1: one per core. Results do not depend on it.
 
     Returns
     -------
@@ -60,15 +64,21 @@ def run_pipeline(path: str | os.PathLike, *, verbose: int = 1) -> StudyRun:
         One sentence; nothing that was finished is lost.
     """
     from neurollm.reporting import verdicts
+    from neurollm.reporting.grid import grid_verdict
 
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    study = Study.read(path, verbose)
+    study = (GridStudy if is_grid(path) else Study).read(path, verbose)
     study.refuse_other_study()
     with StepCache.open(study.folder) as cache:
-        _run_steps(study, cache)
+        if isinstance(study, GridStudy):
+            run_steps(study, cache, n_jobs)
+            told = [grid_verdict(study.folder)]
+        else:
+            _run_steps(study, cache)
+            told = verdicts(study.folder)
         if cache.seconds:
             _log_run(study.folder, started, cache.seconds)
-        return StudyRun(study.folder, study.folder / "report.html", tuple(cache.seconds), tuple(verdicts(study.folder)))
+        return StudyRun(study.folder, study.folder / "report.html", tuple(cache.seconds), tuple(told))
 
 
 def _run_steps(study: Study, cache: StepCache) -> None:

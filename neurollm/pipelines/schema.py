@@ -356,6 +356,6 @@ def read_pipeline(path: str | os.PathLike) -> Pipeline:
     return validate(Pipeline, read_yaml(path), path)
 
 
-def resolved(pipeline: Pipeline) -> dict[str, Any]:
+def resolved(pipeline: BaseModel) -> dict[str, Any]:
     """The pipeline with every default written out: this alone re-runs the study."""
     return pipeline.model_dump(mode="json")

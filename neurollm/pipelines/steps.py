@@ -102,7 +102,7 @@ class StepCache:
         """Remove the results of steps, contrasts and controls that are no longer part of the study."""
         self._done = {name: entry for name, entry in self._done.items() if name in self._current}
         kept = {file for entry in self._done.values() for file in entry["files"]}
-        for file in [*self.folder.glob("glm/*"), *self.folder.glob("*.json")]:
+        for file in [*self.folder.glob("glm/*"), *self.folder.glob("scores/*"), *self.folder.glob("*.json")]:
             name = file.relative_to(self.folder).as_posix()
             if name not in kept and name not in ("steps.json", "log.json"):
                 file.unlink()

@@ -204,7 +204,9 @@ class Searchlight(BaseEstimator):
         self.fdr = fdr
         self.verbose = verbose
 
-    def fit(self, X: Any, obs: pd.DataFrame, directions: Any, features: Any = None) -> Searchlight:
+    def fit(
+        self, X: Any, obs: pd.DataFrame | None = None, directions: Any = None, features: Any = None
+    ) -> Searchlight:
         """Score and test all neighbourhoods.
 
         Parameters
@@ -213,7 +215,7 @@ class Searchlight(BaseEstimator):
             numpy, memory map, scipy.sparse, torch, or trials as AnnData.
         obs : DataFrame or None
             Trial table, one row per row of X; None with an AnnData.
-        directions : ndarray, shape (V, d), or scipy.sparse array, shape (V, V)
+        directions : ndarray or torch.Tensor, shape (V, d), or scipy.sparse array, shape (V, V)
             Decoder directions, or neighbourhoods of your own: features stored in a row are its members.
         features : sequence, optional
             Feature ids; default 0 … V−1.
