@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
-from neurollm.decoding.grid_rules import RULES
 from neurollm.decoding.ridge import ridge_scores
-from neurollm.decoding.selectors import select
+from neurollm.decoding.selectors import SELECTORS, select
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.random import stream
 from neurollm.stats.folds import item_folds
@@ -41,7 +40,7 @@ class GridPlan:
     Attributes
     ----------
     selectors : tuple of str
-        Names in `RULES`; none: only the cell with all columns.
+        Names in `SELECTORS`; none: only the cell with all columns.
     sizes : tuple of int
         Numbers of features k, rising.
     n_folds, n_repeats : int
@@ -56,10 +55,10 @@ class GridPlan:
     random_state: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.selectors if name not in RULES]
+        unknown = [name for name in self.selectors if name not in SELECTORS]
         if unknown:
             raise InvalidInput(
-                f"selectors: {unknown[0]!r} is unknown{closest(unknown[0], RULES)}; use {', '.join(RULES)}"
+                f"selectors: {unknown[0]!r} is unknown{closest(unknown[0], SELECTORS)}; use {', '.join(SELECTORS)}"
             )
         if list(self.sizes) != sorted(set(self.sizes)) or not all(size >= 1 for size in self.sizes):
             raise InvalidInput(f"sizes: expected rising numbers of features from 1, found {self.sizes}")
@@ -258,7 +257,7 @@ def _score_fold(
     # One draw per fold, the same for all selectors.
     seed = int(stream(plan.random_state, "grid_selectors", task[0] * 10_000 + task[1]).integers(2**31))
     for s, name in enumerate(plan.selectors):
-        ranking = select(RULES[name], values, y, most, seed)
+        ranking = select(SELECTORS[name], values, y, most, seed)
         rankings[s, : len(ranking)], n_ranked[s] = columns[ranking], len(ranking)
         for i, size in enumerate(plan.sizes):
             if size < len(columns) and size <= len(ranking):

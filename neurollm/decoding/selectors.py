@@ -12,8 +12,8 @@ rsa_coherence       \\|r\\| with the RDM "0 within the class, 1 within the other
 mean_difference     \\|difference of class means\\| in units of the activation
 welch_t             \\|t\\| of Welch
 auroc               \\|AUROC - .5\\|
-l1_path             features that enter the path of the L1 logistic regression earlier
-mutual_information  nearest-neighbour estimate of scikit-learn (Ross 2014)
+l1_path             features that enter the lasso path of the ±1 labels earlier
+mutual_information  nearest-neighbour estimate (Ross 2014)
 maximum_activation  the larger of the two class means (a baseline that compares nothing)
 random              a random order
 ==================  ===============================================================================
@@ -26,23 +26,23 @@ distances are smaller between classes than within separates nothing.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from neurollm.decoding.l1_logistic import l1_logistic_path
 from neurollm.errors import InvalidInput
 from neurollm.random import stream
 from neurollm.stats.arrays import canonical_columns, column_blocks, column_squares, dense
 from neurollm.stats.linear import NOISE
+from neurollm.stats.mutual_information import mutual_information
 from neurollm.stats.ranks import rank_rows
 from neurollm.validation import closest, listed
 
 Selector = Callable[[Any, np.ndarray, int], np.ndarray]
 
-PATH_STEPS, PATH_RATIO = 16, 1.4  # of the L1 path: the last penalty is 1.4 ** 15 = 156 times weaker than the first
 _DIGITS = 10  # scores that agree in so many digits of the largest are tied
 
 
@@ -202,38 +202,37 @@ def _rsa(kind: str) -> Selector:
 
 
 def _l1_path(X: Any, y: np.ndarray, random_state: int) -> np.ndarray:
-    """Steps of the path that a feature is in, plus its share of the largest coefficient at its entry (below 1).
+    """How early features enter the lasso path of the ±1 labels: 1 for the first, 0 for those that never do.
 
-    Features are scaled by their deviation, classes weigh the same, and the first penalty is the strongest at which
-    a coefficient is not zero; a feature that never enters scores 0.
+    Followed exactly by least angle regression (Efron et al. 2004, Annals of Statistics 32:407), with features scaled by
+    their deviation and classes of the same weight; a logistic path takes a ladder of penalties whose last rungs do not
+    converge where classes overlap.
     """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import lars_path
+
     scores = np.full(X.shape[1], np.nan)
     columns = np.flatnonzero(usable(X))
     if not columns.size:
         return scores
-    scaled = dense(X[:, columns])
-    scaled -= scaled.mean(axis=0)
-    scaled /= scaled.std(axis=0)
-    first = np.abs(np.where(y, 0.25 / y.sum(), -0.25 / (~y).sum()) @ scaled).max()  # the largest slope at zero
-    path = [0.95 * first / PATH_RATIO**step for step in range(PATH_STEPS)]
-    entered = np.zeros(columns.size)
-    for step, coef in enumerate(l1_logistic_path(scaled, y, path)[0]):
-        size = np.abs(coef)
-        new = (size > 0) & (entered == 0)
-        entered[new] = PATH_STEPS - step + 0.999 * size[new] / size.max(initial=1e-300)
-    scores[columns] = entered
+    root = np.sqrt(len(y) / 2 / np.where(y, y.sum(), (~y).sum()))
+    values = dense(X[:, columns])
+    values = root[:, None] * (values - root**2 @ values / len(y)) / values.std(axis=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # it ends early where features depend on each other
+        _, _, path = lars_path(values, np.where(y, root, -root), method="lasso", max_iter=len(y), copy_X=False)
+    inside = path != 0
+    entry = np.where(inside.any(axis=1), inside.argmax(axis=1), path.shape[1])
+    order = np.unique(entry, return_inverse=True)[1]
+    scores[columns] = np.where(entry < path.shape[1], 1 - order / columns.size, 0.0)
     return scores
 
 
 def _mutual_information(X: Any, y: np.ndarray, random_state: int) -> np.ndarray:
-    from sklearn.feature_selection import mutual_info_classif
-
     scores = np.full(X.shape[1], np.nan)
     columns = np.flatnonzero(usable(X))
     for part, block in column_blocks(X[:, columns]):
-        scores[columns[part]] = mutual_info_classif(
-            block, y, discrete_features=False, random_state=random_state % 2**32
-        )
+        scores[columns[part]] = mutual_information(block, y, random_state=random_state)
     return scores
 
 

@@ -21,7 +21,6 @@ from neurollm.decoding.grid import (
     stability,
 )
 from neurollm.decoding.grid_contrasts import PREREGISTERED, GridContrast, compare, concept_pairs, exploratory, holm
-from neurollm.decoding.grid_rules import l1_path
 from neurollm.decoding.selectors import SELECTORS
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.stats.paired_scores import auc_bootstrap
@@ -87,7 +86,7 @@ def test_the_l1_path_enters_columns_in_the_order_of_the_lasso():
     y = rng.random(60) < 0.4
     X = rng.standard_normal((60, 9)) * rng.uniform(0.1, 9, 9) + y[:, None] * rng.uniform(0, 3, 9)
     X[:, 4] = 2.0
-    scores = l1_path(X, y)
+    scores = SELECTORS["l1_path"](X, y, 0)
     kept = np.delete(np.arange(9), 4)
     root = np.sqrt(30 / np.where(y, y.sum(), (~y).sum()))
     Z = root[:, None] * (X - root**2 @ X / 60)[:, kept] / X[:, kept].std(axis=0)
@@ -100,7 +99,7 @@ def test_the_l1_path_enters_columns_in_the_order_of_the_lasso():
 
 def test_where_no_column_differs_none_enters_the_path():
     X = np.repeat(np.random.default_rng(0).standard_normal((20, 6)), 2, axis=0)
-    np.testing.assert_array_equal(l1_path(X, np.arange(40) % 2 == 0), np.zeros(6))
+    np.testing.assert_array_equal(SELECTORS["l1_path"](X, np.arange(40) % 2 == 0, 0), np.zeros(6))
 
 
 # Cross-validation --------------------------------------------------------------------------

@@ -1,8 +1,8 @@
 """Findings of exploratory RSA that were artefacts: each is reproduced as it was computed, and must be null here.
 
 The exploratory score of a unit: rows are prompts, columns are token positions; r = correlations of rows,
-z = arctanh(1 − r) with what is not finite dropped (so every pair with r ≤ 0 is), and a t test of the pairs within one class
-against the pairs across classes; the largest t was taken for the most selective unit.
+z = arctanh(1 − r) with what is not finite dropped (so every pair with r ≤ 0 is), and a t test of the pairs within one
+class against the pairs across classes; the largest t was taken for the most selective unit.
 """
 
 import numpy as np

@@ -68,7 +68,8 @@ def test_planted_within_class_coherence_gives_a_positive_discriminative_score():
     """The sign: successes are alike, failures are spread out; distances within the target are small."""
     X, obs = paired(20, 10, seed=2)
     X[obs["outcome"] == "success", 4] *= 0.1
-    rsa = FeatureRSA(DiscriminativeDesign("outcome", "success"), ("discriminative", "coherence"), n_perm=500).fit(X, obs)
+    design = DiscriminativeDesign("outcome", "success")
+    rsa = FeatureRSA(design, ("discriminative", "coherence"), n_perm=500).fit(X, obs)
     for model in ("discriminative", "coherence"):
         one = rsa.result_[model]
         assert one.r[4] > 0.2 and one.p_fwer[4] <= 0.05
@@ -160,7 +161,7 @@ def test_a_main_effect_is_no_interaction():
 def test_factors_between_items_exchange_whole_items_within_the_other_factor():
     rng = np.random.default_rng(1)
     obs = pd.DataFrame(
-        [(f"{topic}{i}", topic, outcome) for topic in ("war", "sport") for i in range(10) for outcome in ("won", "lost")],
+        [(f"{t}{i}", t, outcome) for t in ("war", "sport") for i in range(10) for outcome in ("won", "lost")],
         columns=["item", "topic", "outcome"],
     )
     X = rng.normal(size=(40, 12))
@@ -235,7 +236,7 @@ def test_partial_rsa_removes_what_a_nuisance_explains():
     assert plain.r[1] > 0.8 and plain.p[1] <= 0.01
     assert partial.maps[0].r[1] < 0.5
     assert "held constant (approximate)" in partial.verdict()
-    with pytest.raises(InvalidInput, match="needs? a model of all pairs|need a model of all pairs"):
+    with pytest.raises(InvalidInput, match="need a model of all pairs"):
         FeatureRSA(design, ("discriminative",), nuisance=("length",)).fit(X, obs)
 
 
@@ -291,7 +292,7 @@ def test_bad_options_are_refused_in_a_sentence(options, problem):
 def test_bad_data_are_refused_in_a_sentence():
     X, obs = paired(5, 3)
     design = CategoricalDesign("outcome")
-    with pytest.raises(DataMismatch, match="9 rows|10 rows"):
+    with pytest.raises(DataMismatch, match="10 rows"):
         FeatureRSA(design).fit(X[:9], obs)
     with pytest.raises(DataMismatch, match="2 feature ids"):
         FeatureRSA(design).fit(X, obs, features=[1, 2])

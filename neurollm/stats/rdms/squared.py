@@ -157,6 +157,7 @@ class SquaredScores:
         """
         return self._scores(index, self._powers(columns))
 
+    @np.errstate(invalid="ignore", over="ignore")  # of features that are not finite
     def _scores(self, index: np.ndarray, powers: _Powers) -> np.ndarray:
         numerator = self._form.quadratic(index, powers.x, powers.x2)
         numerator /= powers.s2

@@ -136,7 +136,7 @@ def test_family_wise_error_with_sparse_heavy_tailed_features(model):
 
 
 def test_family_wise_error_with_prompts_that_are_exchangeable_in_blocks():
-    """Trials of an item are alike; labels vary within items. Free permutation is wrong there, the restricted one right."""
+    """Trials of an item are alike; labels vary within items and are exchanged there."""
     rng = np.random.default_rng(4)
     n_items = 12
     labels = np.tile([0, 1], n_items)
