@@ -18,7 +18,7 @@ from neurollm.stats.rdms.crossvalidated import crossvalidated_distances, crossva
 from neurollm.stats.rdms.greedy import GreedyPath, greedy_selection
 from neurollm.stats.rdms.labels import categorical_rdm, coherence_rdm, discriminative_rdm, numeric_rdm
 from neurollm.stats.rdms.layers import attribution, layer_distances, layer_score
-from neurollm.stats.rdms.neighbourhoods import NeighbourhoodScores, neighbourhood_null, neighbourhoods
+from neurollm.stats.rdms.neighbourhoods import NeighbourhoodScores, neighbourhood_null
 from neurollm.stats.rdms.nulls import Null, permutation_null
 from neurollm.stats.rdms.pairs import rdm_scores
 from neurollm.stats.rdms.scores import COMPARISONS, DISTANCES, feature_scores, rsa_scores
@@ -44,7 +44,6 @@ __all__ = [
     "layer_distances",
     "layer_score",
     "neighbourhood_null",
-    "neighbourhoods",
     "numeric_rdm",
     "permutation_null",
     "rdm_scores",

@@ -1,6 +1,5 @@
 """Searchlights on arrays against explicit RDMs, rsatoolbox and the null of all features in blocks."""
 
-import importlib
 import re
 import warnings
 
@@ -114,8 +113,7 @@ def test_the_searchlight_of_rsatoolbox():
 
 
 def test_nearest_against_all_cosines(monkeypatch):
-    module = importlib.import_module("neurollm.stats.rdms.neighbourhoods")  # the package has a function of this name
-    monkeypatch.setattr(module, "_ROWS", 7)
+    monkeypatch.setattr("neurollm.stats.rdms.neighbourhoods._ROWS", 7)
     monkeypatch.setattr("neurollm.stats.rdms.neighbourhoods._COLUMNS", 11)
     for dtype in (float, np.float32):
         w = directions().astype(dtype)
