@@ -28,6 +28,7 @@ from neurollm.stats.arrays import BLOCK, by_columns, dense
 from neurollm.stats.linear import NOISE
 from neurollm.stats.rdms.forms import pair_classes
 from neurollm.stats.rdms.model import pair_model
+from neurollm.stats.rdms.pairs import pair_correlations, pair_vectors
 from neurollm.stats.rdms.sparse_ranks import sparse_rank_scores
 from neurollm.stats.threads import workers
 
@@ -51,6 +52,7 @@ class ExplicitScores:
         self.n_features = X.shape[1]
         self._model = pair_model(D, X.shape[0])
         self._comparison = comparison
+        self._spoken = np.where(self._model.pairs, self._model.values, np.nan)  # the diagonal is never looked at
         self._rows, self._columns = np.triu_indices(X.shape[0], 1)
         if self._model.is_constant and comparison != "cosine":
             raise InvalidInput(
@@ -102,30 +104,24 @@ class ExplicitScores:
             valid = np.isfinite(spread) & (spread > NOISE * np.abs(x).max(axis=0, initial=0))
             return np.where(valid, x - x[0], 0.0) / np.where(valid, spread, 1.0), valid
 
-    def _moved(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        """Model vectors under arrangements, and which pairs each speaks of (None: all)."""
-        rows, columns = index[:, self._rows], index[:, self._columns]
-        values = self._model.values[rows, columns]
-        return values, None if self._model.is_full else self._model.pairs[rows, columns]
-
     def _compared(self, index: np.ndarray, distances: np.ndarray) -> np.ndarray:
-        values, spoken = self._moved(index)
-        if self._comparison == "tau_a":
-            everything = np.ones_like(values, dtype=bool) if spoken is None else spoken
-            return np.stack([_tau_a(*pair, distances) for pair in zip(values, everything, strict=True)])
-        if self._comparison in ("pearson", "cosine"):
-            return _correlated(values, spoken, distances, self._comparison == "pearson")
+        """Scores of P arrangements of the model with b features over the pairs (m × b)."""
         from scipy.stats import rankdata
 
-        if spoken is None:
-            return _rank_correlated(rankdata(values, axis=1), rankdata(distances, axis=0), self._comparison)
-        kept = [np.flatnonzero(row) for row in spoken]  # ranks among the pairs of this arrangement
-        return np.concatenate(
-            [
-                _rank_correlated(rankdata(value[pairs])[None], rankdata(distances[pairs], axis=0), self._comparison)
-                for value, pairs in zip(values, kept, strict=True)
-            ]
-        )
+        models = pair_vectors(self._spoken, index)
+        if self._comparison in ("pearson", "cosine"):
+            return pair_correlations(models, distances, self._comparison)
+        if self._model.is_full and self._comparison != "tau_a":
+            return _rank_correlated(rankdata(models, axis=1), rankdata(distances, axis=0), self._comparison)
+        scores = []  # ranks among the pairs of this arrangement
+        for model in models:
+            kept = ~np.isnan(model)
+            value, part = model[kept], distances[kept]
+            if self._comparison == "tau_a":
+                scores.append(_tau_a(value, part)[None])
+            else:
+                scores.append(_rank_correlated(rankdata(value)[None], rankdata(part, axis=0), self._comparison))
+        return np.concatenate(scores)
 
     def _sorted(self) -> np.ndarray:
         model = self._model
@@ -182,41 +178,20 @@ class _SortedSum:
         return float(rising @ (np.tril(moved).sum(axis=1) - np.triu(moved).sum(axis=1)))
 
 
-def _correlated(values: np.ndarray, spoken: np.ndarray | None, distances: np.ndarray, centre: bool) -> np.ndarray:
-    """Pearson correlation or cosine of P models with b features over the pairs that each model speaks of."""
-    if spoken is None:
-        if centre:
-            values = values - values.mean(axis=1, keepdims=True)
-            distances = distances - distances.mean(axis=0)
-        with np.errstate(invalid="ignore", divide="ignore"):
-            norm = np.linalg.norm(distances, axis=0)
-            return (values @ distances) / np.linalg.norm(values, axis=1)[:, None] / np.where(norm > 0, norm, np.nan)
-    spoken = spoken.astype(float)
-    count = spoken.sum(axis=1, keepdims=True)
-    squares = spoken @ distances**2
-    if centre:
-        values = (values - values.sum(axis=1, keepdims=True) / count) * spoken
-        squares = squares - (spoken @ distances) ** 2 / count
-    with np.errstate(invalid="ignore", divide="ignore"):
-        spread = np.sqrt(np.where(squares > 1e-12 * (distances**2).sum(axis=0), squares, np.nan))
-        return (values @ distances) / np.linalg.norm(values, axis=1)[:, None] / spread
-
-
 def _rank_correlated(values: np.ndarray, distances: np.ndarray, comparison: str) -> np.ndarray:
     """Spearman's correlation or ρ_a from the ranks of P models and b features."""
     if comparison == "spearman":
-        return _correlated(values, None, distances, centre=True)
+        return pair_correlations(values, distances)
     m = values.shape[1]
     middle = (m + 1) / 2
     r = (values - middle) @ (distances - middle) * (12 / (m**3 - m))
     return np.where(np.ptp(distances, axis=0) > 0, r, np.nan)
 
 
-def _tau_a(value: np.ndarray, spoken: np.ndarray, distances: np.ndarray) -> np.ndarray:
+def _tau_a(value: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """Kendall's τ_a of one model with b features, from scipy's τ_b and the numbers of ties."""
     from scipy.stats import kendalltau
 
-    value, distances = value[spoken], distances[spoken]
     pairs = value.size * (value.size - 1) / 2
     untied = pairs - _tied(value)
     return np.array(
