@@ -16,9 +16,10 @@ from neurollm.progress import Progress
 from neurollm.rsa.exchange import Exchange, exchange
 from neurollm.rsa.models import ModelRDM, Rows, model_rdms
 from neurollm.rsa.result import RSAMap, RSAResult, smallest_p_of_active
-from neurollm.rsa.rows import entering_rows, read_trials
+from neurollm.rsa.rows import entering_rows, read_trials, repeated_rows
 from neurollm.stats import adjust
 from neurollm.stats.rdms.ceilings import ceiling
+from neurollm.stats.rdms.crossvalidated import CrossvalidatedScores
 from neurollm.stats.rdms.layers import attribution, layer_score
 from neurollm.stats.rdms.model import pair_model
 from neurollm.stats.rdms.nulls import FLAT, Null, permutation_null
@@ -29,6 +30,7 @@ from neurollm.validation import listed
 if TYPE_CHECKING:
     import pandas as pd
 
+CROSSVALIDATED = "crossvalidated"
 FEW_SHUFFLINGS = 20
 ALTERNATIVES = ("two-sided", "greater", "less")
 SCALES = tuple(name for name in TRANSFORMS if name != "rank")  # of distances, ranks are a comparison
@@ -49,8 +51,10 @@ class FeatureRSA(BaseEstimator):
     comparison : str, default="pearson"
         "pearson", "cosine", "whitened" (linear CKA), "whitened_pearson", "half_rank" (the model's distances are ranked,
         the feature's are not), "spearman", "rho_a" or "tau_a".
-    distance : {"squared", "absolute"}
+    distance : {"squared", "absolute", "crossvalidated"}
         Of a feature between two rows. Absolute distances are less at the mercy of a few large activations.
+        Crossvalidated ones (crossnobis) multiply differences of different templates of the design: 0 on average where
+        rows differ by their wording alone.
     nuisance : sequence of str or ModelRDM
         Models held constant (partial RSA; approximate, see `neurollm.stats.rdms.squared`).
     n_perm : int, default=1000
@@ -157,7 +161,7 @@ class FeatureRSA(BaseEstimator):
         maps = []
         with Progress("RSA", len(self.models_) * X.shape[1] * max(self.n_perm, 1), "scores", self.verbose) as progress:
             for model, how in zip(self.models_, exchanges, strict=True):
-                maps.append(self._map(model, how, nuisance, progress))
+                maps.append(self._map(model, how, nuisance, (X, obs), progress))
         self.result_ = RSAResult(
             maps=tuple(maps),
             feature=self.feature_,
@@ -208,15 +212,21 @@ class FeatureRSA(BaseEstimator):
             raise InvalidInput("attribution: a layer's score divides into features for squared distances only.")
         return pd.DataFrame({"feature": self.feature_, "share": attribution(values, matrix, self.comparison)})
 
-    def _map(self, model: ModelRDM, how: Exchange, nuisance: tuple[ModelRDM, ...], progress: Progress) -> RSAMap:
+    def _map(
+        self, model: ModelRDM, how: Exchange, nuisance: tuple[ModelRDM, ...], data: tuple, progress: Progress
+    ) -> RSAMap:
         values, n_active = entering_rows(self.table_, how, self.n_jobs or 1)
         inside = np.ix_(how.rows, how.rows)
         matrix = model.matrix[inside]
         others = [one.matrix[inside] for one in nuisance]
-        scores = feature_scores(values, matrix, self.comparison, self.distance, others)
+        if self.distance == CROSSVALIDATED:
+            repeats = repeated_rows(self.design_, data, how, self.table_, self.scale)
+            scores: Any = CrossvalidatedScores(repeats, matrix, self.comparison)
+        else:
+            scores = feature_scores(values, matrix, self.comparison, self.distance, others)
         r = scores.observed(self.n_jobs or 1)
         tested = np.flatnonzero(np.isfinite(r) & (n_active >= self.min_active))
-        null = self._null(scores.on(values[:, tested]), how, r[tested], progress, len(r))
+        null = self._null(scores.take(tested), how, r[tested], progress, len(r))
         columns = {name: np.full(len(r), np.nan) for name in ("z", "p", "p_fwer", "q")}
         if null is not None:
             found = {"z": null.z, "p": null.p, "p_fwer": null.p_fwer, "q": adjust(null.p, self.fdr)}
@@ -224,7 +234,10 @@ class FeatureRSA(BaseEstimator):
                 columns[name][tested] = array
         valid = np.zeros(len(r), bool)
         valid[tested] = True if null is None else np.isfinite(null.z)
-        highest = float("nan") if others else ceiling(matrix, self.comparison, self.distance)
+        crossvalidated = self.distance == CROSSVALIDATED  # with perfect repeats the distances are squared ones
+        distance = "squared" if crossvalidated else self.distance
+        highest = float("nan") if others else ceiling(matrix, self.comparison, distance)
+        no_layer = bool(others) or crossvalidated
         smallest = float("nan") if null is None or not null.n_perm else null.smallest_p
         return RSAMap(
             model=model.name,
@@ -235,7 +248,7 @@ class FeatureRSA(BaseEstimator):
             n_active=n_active,
             valid=valid,
             ceiling=highest,
-            layer_r=float("nan") if others else layer_score(values, matrix, self.comparison, self.distance),
+            layer_r=float("nan") if no_layer else layer_score(values, matrix, self.comparison, self.distance),
             n_rows=len(how.rows),
             n_items=how.n_items,
             n_dropped=how.n_dropped,
@@ -287,6 +300,13 @@ class FeatureRSA(BaseEstimator):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
                 raise InvalidInput(f"FeatureRSA: {name} must be a whole number of at least 0, found {value!r}.")
+        if self.distance == CROSSVALIDATED:
+            if self.comparison not in ("cosine", "pearson", "whitened") or len(self.nuisance):
+                raise InvalidInput(
+                    "FeatureRSA: crossvalidated distances are compared by 'cosine', 'pearson' or 'whitened', without "
+                    f"nuisance models; found comparison {self.comparison!r} and nuisance {listed(self.nuisance)}."
+                )
+            return
         # Names of comparison and distance are checked before the data are read.
         feature_scores(np.zeros((3, 0)), np.array([[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]), self.comparison, self.distance)
 

@@ -12,7 +12,7 @@ from neurollm.designs import Design, ItemTable
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.rsa.exchange import Exchange, exchange
 from neurollm.rsa.models import ModelRDM, Rows, model_rdms
-from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, combine_rows
+from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, combine_rows, take_rows
 from neurollm.stats.transforms import TRANSFORMS
 from neurollm.validation import listed
 
@@ -110,6 +110,69 @@ def read_trials(X: Any, obs: Any, features: Any, where: str) -> tuple[Any, pd.Da
     return X, obs, ids
 
 
+def repeated_rows(design: Design, data: tuple[Any, pd.DataFrame], how: Exchange, table: ItemTable, scale: str) -> list:
+    """The rows that enter, once for each template.
+
+    Parameters
+    ----------
+    design : Design
+        With a template.
+    data : (array, DataFrame)
+        Trials.
+    how : Exchange
+    table : ItemTable
+        Means over templates.
+    scale : str
+
+    Returns
+    -------
+    list of ndarray or CSC, each (n, V)
+
+    Raises
+    ------
+    InvalidInput
+        The design names no template, or has one only.
+    DataMismatch
+        A row is missing in a template.
+    """
+    if design.template is None:
+        raise InvalidInput(
+            "RSA: crossvalidated distances need repeats; name the column of the wording, as in template='template'."
+        )
+    X, obs = data
+    wording = design.column(obs, design.template).astype(str).to_numpy(str)
+    names = np.unique(wording)
+    if names.size < 2:
+        raise InvalidInput(f"RSA: crossvalidated distances need two templates, found one: {listed(names)}.")
+    items = np.array(table.items)
+    cells = len(table.cells)
+    wanted = table.item_codes[how.rows] * cells + table.cell_codes[how.rows]
+    parts = []
+    for name in names:
+        here = np.flatnonzero(wording == name)
+        part = design.table(obs.iloc[here], take_rows(X, here), scale)
+        order = {cell: number for number, cell in enumerate(table.cells)}
+        codes = np.array([order[cell] for cell in part.cells])[part.cell_codes]
+        keys = np.searchsorted(items, np.array(part.items))[part.item_codes] * cells + codes
+        place = {int(key): row for row, key in enumerate(keys)}
+        missing = [key for key in wanted.tolist() if key not in place]
+        if missing:
+            raise DataMismatch(
+                f"RSA: crossvalidated distances need every item and condition in every template, but "
+                f"'{items[missing[0] // cells]}' in '{table.cells[missing[0] % cells]}' has no trial in '{name}'."
+            )
+        parts.append(_chosen_rows(part.values, np.array([place[key] for key in wanted.tolist()]), how.weights))
+    return parts
+
+
+def _chosen_rows(values: Any, rows: np.ndarray, weights: sparse.csr_array | None, n_jobs: int = 1) -> Any:
+    """Rows in this order, multiplied by `weights`."""
+    n = len(rows)
+    chosen = sparse.csr_array((np.ones(n), (np.arange(n), rows)), shape=(n, values.shape[0]))
+    values = combine_rows(chosen, values, n_jobs=n_jobs)
+    return by_columns(values if weights is None else combine_rows(weights, values, n_jobs=n_jobs))
+
+
 def entering_rows(table: ItemTable, how: Exchange, n_jobs: int = 1) -> tuple[Any, np.ndarray]:
     """Values of the rows that enter, and in how many of them each feature is active.
 
@@ -118,14 +181,10 @@ def entering_rows(table: ItemTable, how: Exchange, n_jobs: int = 1) -> tuple[Any
     values : ndarray or CSC, shape (n, V)
     n_active : ndarray of int, shape (V,)
     """
-    n = len(how.rows)
-    chosen = sparse.csr_array((np.ones(n), (np.arange(n), how.rows)), shape=(n, table.n_rows))
-    values = combine_rows(chosen, table.values, n_jobs=n_jobs)
-    if sparse.issparse(values):
-        n_active = np.diff(canonical_columns(values).indptr)
+    raw = _chosen_rows(table.values, how.rows, None, n_jobs)
+    if sparse.issparse(raw):
+        n_active = np.diff(canonical_columns(raw).indptr)
     else:
-        parts = [np.count_nonzero(block, axis=0) for _, block in column_blocks(values)]
+        parts = [np.count_nonzero(block, axis=0) for _, block in column_blocks(raw)]
         n_active = np.concatenate([np.empty(0, int), *parts])
-    if how.weights is not None:
-        values = combine_rows(how.weights, values, n_jobs=n_jobs)
-    return by_columns(values), n_active
+    return raw if how.weights is None else by_columns(combine_rows(how.weights, raw, n_jobs=n_jobs)), n_active

@@ -307,3 +307,48 @@ def test_bad_data_are_refused_in_a_sentence():
         mixed = obs.drop(index=[0, 2, 4, 6])
         with pytest.raises(InvalidInput, match="item"):
             FeatureRSA(design).fit(X[mixed.index], mixed)
+
+
+def worded(n_items=12, V=8, noise=1.0, seed=0):
+    """Every item in both outcomes and three wordings."""
+    rng = np.random.default_rng(seed)
+    obs = pd.DataFrame(
+        [(i, outcome, wording) for wording in "abc" for i in range(n_items) for outcome in ("won", "lost")],
+        columns=["item", "outcome", "template"],
+    )
+    return noise * rng.normal(size=(len(obs), V)), obs.sample(frac=1, random_state=seed)
+
+
+def test_crossvalidated_distances_multiply_wordings():
+    from neurollm.stats.rdms import crossvalidated_scores
+
+    X, obs = worded()
+    X[obs["outcome"].to_numpy() == "won", 3] += 1.5
+    design = CategoricalDesign("outcome", template="template")
+    rsa = FeatureRSA(design, comparison="cosine", distance="crossvalidated", n_perm=200, alternative="greater")
+    one = rsa.fit(sparse.csr_array(X), obs).result_.maps[0]
+    frame = pd.DataFrame(X).assign(**obs.reset_index(drop=True))
+    repeats = [frame[frame["template"] == w].sort_values(["item", "outcome"])[range(8)].to_numpy() for w in "abc"]
+    # Items are sorted as text.
+    order = np.argsort(np.repeat(np.arange(12).astype(str), 2), kind="stable")
+    repeats = [part[order] for part in repeats]
+    labels = np.tile(["lost", "won"], 12)
+    np.testing.assert_allclose(one.r, crossvalidated_scores(repeats, categorical_rdm(labels)), rtol=1e-9)
+    assert one.p_fwer[3] <= 0.05 and np.delete(one.r, 3).mean() < 0.1
+    plain = FeatureRSA(design, comparison="cosine", n_perm=0).fit(X, obs).result_.maps[0]
+    assert np.delete(plain.r, 3).min() > 0.3  # noise makes every squared distance positive
+
+
+def test_crossvalidated_distances_need_wordings():
+    X, obs = worded(4)
+    design = CategoricalDesign("outcome", template="template")
+    crossvalidated = {"comparison": "cosine", "distance": "crossvalidated", "n_perm": 20}
+    with pytest.raises(InvalidInput, match="name the column of the wording"):
+        FeatureRSA(CategoricalDesign("outcome"), **crossvalidated).fit(X, obs)
+    with pytest.raises(InvalidInput, match="found one"):
+        FeatureRSA(design, **crossvalidated).fit(X, obs.assign(template="a"))
+    with pytest.raises(InvalidInput, match="compared by 'cosine'"):
+        FeatureRSA(design, comparison="spearman", distance="crossvalidated").fit(X, obs)
+    keep = ~((obs["template"] == "b") & (obs["item"] == 2) & (obs["outcome"] == "won")).to_numpy()
+    with pytest.raises((DataMismatch, InvalidInput), match="2"):
+        FeatureRSA(design, **crossvalidated).fit(X[keep], obs[keep])

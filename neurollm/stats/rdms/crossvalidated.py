@@ -13,6 +13,7 @@ a weighted sum of squared distances of the R + 1 columns s, x_1 … x_R, with we
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,40 @@ def crossvalidated_scores(
     """
     columns, weights = _columns(X_by_repeat)
     return window_scores(columns, D, comparison=comparison, weights=weights, index=index)
+
+
+class CrossvalidatedScores:
+    """`crossvalidated_scores` of all features against one model, with the interface of `SquaredScores`.
+
+    Parameters
+    ----------
+    X_by_repeat, D, comparison
+        See `crossvalidated_scores`.
+    """
+
+    def __init__(self, X_by_repeat: Sequence[Any], D: np.ndarray, comparison: str = "cosine") -> None:
+        self._columns, self._weights = _columns(X_by_repeat)
+        self._D, self._comparison = D, comparison
+        self.n_features = self._columns[0].shape[1]
+
+    def take(self, columns: Any) -> CrossvalidatedScores:
+        """The same of some features."""
+        other = copy(self)
+        other._columns = [column[:, columns] for column in self._columns]
+        other.n_features = other._columns[0].shape[1]
+        return other
+
+    def observed(self, n_jobs: int = 1) -> np.ndarray:
+        """Scores of all features, shape (V,)."""
+        return window_scores(self._columns, self._D, comparison=self._comparison, weights=self._weights)
+
+    def moments(self) -> None:
+        """There is no closed form."""
+
+    def __call__(self, index: np.ndarray, columns: slice) -> np.ndarray:
+        """Scores under arrangements of the model's rows, shape (P, b)."""
+        parts = [column[:, columns] for column in self._columns]
+        return window_scores(parts, self._D, comparison=self._comparison, weights=self._weights, index=index)
 
 
 def crossvalidated_distances(X_by_repeat: Sequence[Any]) -> np.ndarray:

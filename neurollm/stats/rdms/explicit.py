@@ -66,6 +66,10 @@ class ExplicitScores:
         other._X, other.n_features = by_columns(X), X.shape[1]
         return other
 
+    def take(self, columns: Any) -> ExplicitScores:
+        """The same of some features."""
+        return self.on(self._X[:, columns])
+
     def observed(self, n_jobs: int = 1) -> np.ndarray:
         """Scores of all features, shape (V,); NaN for constant and non-finite ones."""
         if sparse.issparse(self._X) and self._model.is_full and self._comparison in ("spearman", "rho_a"):

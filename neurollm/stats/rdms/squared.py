@@ -127,6 +127,10 @@ class SquaredScores:
         other._X, other.n_features = by_columns(X), X.shape[1]
         return other
 
+    def take(self, columns: Any) -> SquaredScores:
+        """The same of some features."""
+        return self.on(self._X[:, columns])
+
     def observed(self, n_jobs: int = 1) -> np.ndarray:
         """Scores of all features, shape (V,); NaN for constant and non-finite ones."""
         identity = np.arange(len(self._model.values))[None]
