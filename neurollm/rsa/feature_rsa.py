@@ -13,9 +13,9 @@ from neurollm.designs import CategoricalDesign, Design
 from neurollm.designs.table import trials_digest
 from neurollm.errors import InvalidInput
 from neurollm.progress import Progress
-from neurollm.rsa.exchange import Exchange, exchange
+from neurollm.rsa.exchange import Exchange, exchange, smallest_p_of_active
 from neurollm.rsa.models import ModelRDM, Rows, model_rdms
-from neurollm.rsa.result import RSAMap, RSAResult, smallest_p_of_active
+from neurollm.rsa.result import RSAMap, RSAResult
 from neurollm.rsa.rows import entering_rows, read_trials, repeated_rows
 from neurollm.stats import adjust
 from neurollm.stats.rdms.ceilings import ceiling
@@ -25,7 +25,7 @@ from neurollm.stats.rdms.model import pair_model
 from neurollm.stats.rdms.nulls import FLAT, Null, permutation_null
 from neurollm.stats.rdms.scores import feature_scores
 from neurollm.stats.transforms import TRANSFORMS
-from neurollm.validation import listed
+from neurollm.validation import listed, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -154,8 +154,8 @@ class FeatureRSA(BaseEstimator):
         self.table_ = self.design_.table(obs, X, self.scale, self.n_jobs or 1)
         self.n_features_in_ = X.shape[1]
         rows = Rows.of(self.design_, obs, self.table_)
-        self.models_ = tuple(model_rdms(self.models, rows))
-        nuisance = tuple(model_rdms(self.nuisance, rows)) if len(self.nuisance) else ()
+        self.models_ = tuple(model_rdms(_list(self.models), rows))
+        nuisance = tuple(model_rdms(_list(self.nuisance), rows)) if _list(self.nuisance) else ()
         _refuse(self.models_, nuisance)
         exchanges = [exchange(self.design_, self.table_, model) for model in self.models_]
         maps = []
@@ -208,8 +208,11 @@ class FeatureRSA(BaseEstimator):
         how = exchange(self.design_, self.table_, chosen)
         values, _ = entering_rows(self.table_, how, self.n_jobs or 1)
         matrix = chosen.matrix[np.ix_(how.rows, how.rows)]
-        if len(self.nuisance) or self.distance != "squared":
-            raise InvalidInput("attribution: a layer's score divides into features for squared distances only.")
+        if _list(self.nuisance) or self.distance != "squared":
+            what = "nuisance models are held constant" if _list(self.nuisance) else f"distance is {self.distance!r}"
+            raise InvalidInput(
+                f"attribution: a layer's score divides into features for squared distances without nuisance; {what}."
+            )
         return pd.DataFrame({"feature": self.feature_, "share": attribution(values, matrix, self.comparison)})
 
     def _map(
@@ -255,7 +258,7 @@ class FeatureRSA(BaseEstimator):
             n_perm=0 if null is None else null.n_perm,
             exhaustive=bool(null is not None and null.exhaustive),
             smallest_p=smallest,
-            smallest_p_active=smallest_p_of_active(len(how.rows), n_active, smallest),
+            smallest_p_active=np.maximum(smallest_p_of_active(values, how), smallest),
             exchange=how.sentence,
             null_max=np.empty(0) if null is None else null.null_max,
         )
@@ -301,19 +304,26 @@ class FeatureRSA(BaseEstimator):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
                 raise InvalidInput(f"FeatureRSA: {name} must be a whole number of at least 0, found {value!r}.")
         if self.distance == CROSSVALIDATED:
-            if self.comparison not in ("cosine", "pearson", "whitened") or len(self.nuisance):
+            if self.comparison not in ("cosine", "pearson", "whitened") or _list(self.nuisance):
                 raise InvalidInput(
                     "FeatureRSA: crossvalidated distances are compared by 'cosine', 'pearson' or 'whitened', without "
-                    f"nuisance models; found comparison {self.comparison!r} and nuisance {listed(self.nuisance)}."
+                    f"nuisance models; found comparison {self.comparison!r} and nuisance {shown(self.nuisance)}."
                 )
             return
         # Names of comparison and distance are checked before the data are read.
         feature_scores(np.zeros((3, 0)), np.array([[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]), self.comparison, self.distance)
 
 
+def _list(models: Any) -> Any:
+    """No models, one, or several as a sequence."""
+    return () if models is None else (models,) if isinstance(models, (str, ModelRDM)) else models
+
+
 def _refuse(models: tuple[ModelRDM, ...], nuisance: tuple[ModelRDM, ...]) -> None:
     """Refuse models that say nothing, and models that are held constant at once."""
     for model in models:
+        if model.name == "item":
+            raise InvalidInput("RSA: no exchange tests the model 'item'; it can be held constant: nuisance=('item',).")
         if pair_model(model.matrix).is_constant:
             raise InvalidInput(
                 f"RSA: model {model.name!r} gives all its pairs the same distance ({model.description}), so nothing "

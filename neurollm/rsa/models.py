@@ -15,6 +15,9 @@ lexical                    1 − shared words / all words of the two texts (Jacc
 item                       0 for the same item, 1 for different ones
 =========================  ==========================================================================================
 
+Whatever the model, p is about the hypothesis that the exchanged rows do not differ at all: with three conditions, a
+discriminative model of one of them can be significant because the other two differ.
+
 The target is that of a `DiscriminativeDesign`, else the first level. Rows are item × condition means: where a row
 averages several trials, so does its distance.
 """
@@ -31,7 +34,8 @@ import numpy as np
 from neurollm.designs import Design, ItemTable
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.stats.rdms.labels import categorical_rdm, coherence_rdm, discriminative_rdm, numeric_rdm
-from neurollm.validation import closest, listed
+from neurollm.stats.rdms.model import pair_model
+from neurollm.validation import closest, listed, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -98,9 +102,15 @@ class Rows:
             out = np.empty_like(trials)
             out[np.ix_(self.row, self.row)] = trials
         else:
-            average = np.zeros((n, len(self.row)))
-            average[self.row, np.arange(len(self.row))] = 1 / self.table.n_trials[self.row]
-            out = average @ trials @ average.T
+            count = np.zeros((n, len(self.row)))
+            count[self.row, np.arange(len(self.row))] = 1
+            n_pairs = np.outer(self.table.n_trials, self.table.n_trials)
+            missing = np.isnan(trials)
+            total = count @ np.where(missing, 0.0, trials) @ count.T
+            # Rounding must not make equal distances differ: what is exchanged depends on which rows are alike.
+            out = np.where(count @ missing @ count.T > 0, np.nan, total / n_pairs)
+            largest = np.nanmax(np.abs(out), initial=0)
+            out = np.round(out / largest, 12) * largest if largest > 0 else out
         np.fill_diagonal(out, 0.0)
         return out
 
@@ -131,6 +141,8 @@ def model_rdms(names: Sequence[str | ModelRDM], rows: Rows) -> list[ModelRDM]:
     """
     if isinstance(names, (str, ModelRDM)):
         names = [names]
+    if not isinstance(names, Sequence) or not all(isinstance(name, (str, ModelRDM)) for name in names):
+        raise InvalidInput(f"RSA: models are given as a list of names or ModelRDM, found {shown(names)}.")
     found: list[ModelRDM] = []
     for name in names:
         if isinstance(name, ModelRDM):
@@ -149,12 +161,18 @@ def model_rdms(names: Sequence[str | ModelRDM], rows: Rows) -> list[ModelRDM]:
 
 
 def _given(model: ModelRDM, rows: Rows) -> ModelRDM:
+    if not isinstance(model.name, str) or not model.name.strip():
+        raise InvalidInput(f"RSA: the name of a model RDM must be text, found {shown(model.name)}.")
     matrix = np.asarray(model.matrix, float)
     if matrix.shape != (len(rows.obs), len(rows.obs)):
         raise DataMismatch(
             f"model RDM {model.name!r} has shape {matrix.shape}; it must have one row and column for each of the "
             f"{len(rows.obs)} trials."
         )
+    try:
+        pair_model(matrix)
+    except InvalidInput as error:
+        raise InvalidInput(f"model RDM {shown(model.name)}: {error}") from None
     return ModelRDM(
         model.name, rows.averaged(matrix), model.description or "given as a table", model.factors, model.of_conditions
     )

@@ -33,7 +33,7 @@ class RSAMap:
     r : ndarray, shape (V,)
         Positive: the feature's distances are larger where the model says so.
     r_over_ceiling : ndarray, shape (V,)
-        Divided by the largest score of any single feature (`neurollm.stats.rdms.ceilings`).
+        Divided by the largest score of any single feature (`neurollm.stats.rdms.ceilings`), negative ones too.
     z : ndarray, shape (V,)
         In standard deviations of the permutation distribution.
     p, p_fwer, q : ndarray, shape (V,)
@@ -51,7 +51,8 @@ class RSAMap:
     smallest_p : float
         The least p that these arrangements can give.
     smallest_p_active : ndarray, shape (V,)
-        The least p of a feature that is active in so few rows: at most C(n, k) rearrangements differ.
+        The least p that the feature's active rows allow: the chance that an arrangement leaves their labels as they are
+        (`neurollm.rsa.exchange.smallest_p_of_active`).
     exchange : str
         What was exchanged.
     null_max : ndarray, shape (n_perm,)
@@ -147,11 +148,16 @@ class RSAResult:
     def _sentence(self, one: RSAMap, alpha: float) -> str:
         tested = int(one.valid.sum())
         if not tested:
-            return f"{one.model}: none of the {len(self.feature):,} features could be tested."
-        best = self.strongest(one.model, 1)[0] if np.isfinite(one.z[one.valid]).any() else int(np.nanargmax(one.r))
-        most = f" of at most {one.ceiling:.3f}" if np.isfinite(one.ceiling) else ""
-        top = f"largest: feature {self.feature[best]}, r = {one.r[best]:.3f}{most}"
+            rare = int((one.n_active < self.min_active).sum())
+            return (
+                f"{one.model}: none of the {len(self.feature):,} features could be tested ({rare:,} are active in "
+                f"fewer than {self.min_active} rows; the others do not vary, or no arrangement changes their score)."
+            )
+        best = self._best(one)
+        most = f" of at most {one.ceiling:.3f}" if np.isfinite(one.ceiling) and one.r[best] >= 0 else ""
+        top = f"strongest: feature {self.feature[best]}, r = {one.r[best]:.3f}{most}"
         left = f"; {len(self.feature) - tested:,} were not tested" if tested < len(self.feature) else ""
+        left += f"; {one.n_dropped} items without all conditions were left out" if one.n_dropped else ""
         if not one.n_perm:
             return f"{one.model}: {tested:,} features scored without a test ({top}){left}."
         found = one.r[one.valid & (one.p_fwer <= alpha)]
@@ -164,6 +170,13 @@ class RSAResult:
             f"({self.alternative}, {self.comparison} of {self.distance} distances, {one.n_perm:,} {how} shufflings of "
             f"{one.n_items} items, smallest p possible {one.smallest_p:.2g}; {top}){left}."
         )
+
+    def _best(self, one: RSAMap) -> int:
+        """Position of the tested feature that speaks most for the alternative."""
+        if np.isfinite(one.z[one.valid]).any():
+            return int(self.strongest(one.model, 1)[0])
+        size = {"two-sided": np.abs(one.r), "greater": one.r, "less": -one.r}[self.alternative]
+        return int(np.argmax(np.where(one.valid & np.isfinite(size), size, -np.inf)))
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write ``rsa.parquet`` (features), ``rsa.npz`` (nulls) and ``rsa.json`` (all else); return the JSON's path."""
@@ -207,20 +220,6 @@ class RSAResult:
             raise DataMismatch(f"{error.filename}: is missing; it belongs to {path.name}.") from None
         except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
             raise DataMismatch(f"{path}: the files of this result are damaged ({error}); run RSA again.") from None
-
-
-def smallest_p_of_active(n_rows: int, n_active: np.ndarray, smallest: float) -> np.ndarray:
-    """The least p that a feature active in k of n rows can reach: 1/C(n, k), but not below `smallest`.
-
-    Examples
-    --------
-    >>> smallest_p_of_active(10, np.array([1, 2, 5]), 0.001).round(4).tolist()
-    [0.1, 0.0222, 0.004]
-    """
-    k = np.asarray(n_active, int)
-    different = np.array([1 / math.comb(n_rows, int(one)) for one in range(n_rows + 1)])
-    dense = k >= n_rows  # values that are not zero may all differ
-    return np.maximum(np.where(dense, smallest, different[np.minimum(k, n_rows)]), smallest)
 
 
 def _plain(value: Any) -> Any:

@@ -112,8 +112,10 @@ def test_numbers_words_and_lengths_are_models():
     lexical = by_name["lexical"]
     first, second = np.flatnonzero(order == 0)[0], np.flatnonzero(order == 1)[0]
     assert lexical[first, second] == pytest.approx(1 - 1 / 3)  # {word, a} and {word, b}
-    with pytest.raises(InvalidInput, match="same distance"):
+    with pytest.raises(InvalidInput, match="no exchange tests the model 'item'"):
         FeatureRSA(CategoricalDesign("emotion"), ("item",)).fit(X, obs)
+    with pytest.raises(InvalidInput, match="'length' gives all its pairs the same distance"):
+        FeatureRSA(CategoricalDesign("emotion"), ("length",)).fit(X, obs.assign(text="two words"))
 
 
 def test_an_own_model_is_over_trials_and_averaged_to_rows():
@@ -280,7 +282,8 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_threads():
         ({"alternative": "larger"}, "alternative is 'larger'"),
         ({"n_perm": -1}, "n_perm must be a whole number"),
         ({"scale": "rank"}, "scale is 'rank'"),
-        ({"models": ("item",), "nuisance": ("item",)}, "held constant at once"),
+        ({"models": ("categorical",), "nuisance": ("categorical",)}, "held constant at once"),
+        ({"models": 3}, "list of names or ModelRDM"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(options, problem):
@@ -352,3 +355,84 @@ def test_crossvalidated_distances_need_wordings():
     keep = ~((obs["template"] == "b") & (obs["item"] == 2) & (obs["outcome"] == "won")).to_numpy()
     with pytest.raises((DataMismatch, InvalidInput), match="2"):
         FeatureRSA(design, **crossvalidated).fit(X[keep], obs[keep])
+
+
+def test_models_are_rounded_alike_however_trials_are_shared_out():
+    """Means over unequal numbers of trials must not change what is exchanged."""
+    _, obs = paired(8, 4)
+    obs = obs.loc[obs.index.repeat(np.random.default_rng(0).integers(1, 8, len(obs)))].reset_index(drop=True)
+    X = np.random.default_rng(1).normal(size=(len(obs), 4))
+    rsa = FeatureRSA(CategoricalDesign("outcome"), ("categorical", "categorical:outcome"), n_perm=300).fit(X, obs)
+    one, other = rsa.result_.maps
+    np.testing.assert_allclose(other.r, one.r)
+    assert one.n_perm == other.n_perm == 256 and np.isfinite(other.p).all()
+
+
+def test_a_pair_left_out_stays_one_pair_when_trials_are_averaged():
+    obs = pd.DataFrame({"outcome": ["won", "lost"] * 6, "item": range(12)})
+    obs = pd.concat([obs, obs.iloc[[11]]], ignore_index=True)
+    number = np.append(np.arange(12.0), 11)
+    D = np.abs(np.subtract.outer(number, number))
+    D[0, 1] = D[1, 0] = np.nan
+    rsa = FeatureRSA(CategoricalDesign("outcome"), [ModelRDM("mine", D)], n_perm=20, min_active=0)
+    rsa.fit(np.random.default_rng(0).normal(size=(13, 2)), obs)
+    assert np.isnan(rsa.models_[0].matrix).sum() == 2
+
+
+def test_a_similarity_matrix_is_refused():
+    X, obs = unpaired(10, 2)
+    similarity = np.exp(-np.abs(np.subtract.outer(np.arange(10.0), np.arange(10.0))))
+    with pytest.raises(InvalidInput, match=r"model RDM 'mine'.*similarity matrix"):
+        FeatureRSA(CategoricalDesign("emotion"), [ModelRDM("mine", similarity)]).fit(X, obs)
+
+
+def test_an_interaction_of_factors_between_items_is_refused():
+    rng = np.random.default_rng(0)
+    obs = pd.DataFrame({"a": ["x", "y"] * 8, "b": ["p", "p", "q", "q"] * 4, "item": range(16)})
+    X = rng.normal(size=(16, 3))
+    with pytest.raises(InvalidInput, match="test it with FeatureGLM"):
+        FeatureRSA(FactorialDesign(["a", "b"]), ("a:b",)).fit(X, obs)
+    rsa = FeatureRSA(FactorialDesign(["a", "b"]), ("a", "b"), n_perm=20).fit(X, obs)
+    assert np.isfinite(rsa.result_["b"].p).all()
+
+
+@pytest.mark.parametrize("make", [paired, unpaired])
+def test_p_is_never_below_what_active_rows_allow(make):
+    X, obs = make(10, 60) if make is paired else unpaired(10, 60, levels=("joy", "fear"))
+    rng = np.random.default_rng(3)
+    for feature in range(60):
+        X[rng.permutation(len(X))[rng.integers(1, 9) :], feature] = 0
+    design = CategoricalDesign("outcome" if "outcome" in obs else "emotion")
+    one = FeatureRSA(design, n_perm=20_000, min_active=1).fit(X, obs).result_.maps[0]
+    assert one.exhaustive
+    tested = one.valid
+    assert (one.p[tested] >= one.smallest_p_active[tested] - 1e-12).all()
+    assert (one.p[tested] <= 5 * one.smallest_p_active[tested]).any()
+
+
+def test_rank_comparisons_do_not_depend_on_rounding():
+    """Distances that are equal but for the last digit are tied: p of 0 came of it."""
+    obs = pd.DataFrame({"outcome": ["won", "lost"] * 5, "item": range(10)})
+    whole = np.array([0, 0, 1, 2, 3, 0, 1, 3, 4, 6.0])
+    for comparison in ("spearman", "rho_a", "tau_a"):
+        expected = rsa_scores(whole[:, None], categorical_rdm(np.arange(10) % 2), comparison)
+        for share in (0.1, 0.3, 1 / 3, 1e-8):
+            for kind in (np.asarray, sparse.csc_array):
+                found = rsa_scores(kind(share * whole[:, None]), categorical_rdm(np.arange(10) % 2), comparison)
+                np.testing.assert_allclose(found, expected, rtol=1e-12)
+    x = np.array([0.1, 0.4, 0, 0.3, 0, 0.3, 0, 0.2, 0, 0.3])
+    for kind in (np.asarray, sparse.csr_array):
+        rsa = FeatureRSA(CategoricalDesign("outcome"), comparison="spearman", n_perm=300, min_active=3)
+        one = rsa.fit(kind(x[:, None]), obs).result_.maps[0]
+        assert one.exhaustive and one.p[0] >= 1 / 252 and one.p_fwer[0] >= 1 / 252
+
+
+def test_the_verdict_names_a_tested_feature_and_left_out_items():
+    X, obs = paired(10, 5)
+    X[:, 4] = 0
+    X[:4:2, 4] = 1  # r is large, but it is active in two rows only
+    verdict = FeatureRSA(CategoricalDesign("outcome"), n_perm=0).fit(X, obs).result_.verdict()
+    assert "feature 4" not in verdict and "1 were not tested" in verdict
+    keep = ~obs.index.isin([0, 5])
+    rsa = FeatureRSA(CategoricalDesign("outcome"), n_perm=100).fit(X[keep], obs[keep])
+    assert "2 items without all conditions were left out" in rsa.result_.verdict()

@@ -21,6 +21,7 @@ from neurollm.stats.rdms.squared import SquaredScores
 
 _VECTORS = 8  # eigenvectors searched
 _CLASSES = 8  # classes of which all divisions are tried
+_DIVISIONS = 48  # of the rows in two, along each of the first eigenvectors
 _STARTS = 2
 
 
@@ -66,9 +67,11 @@ def ceiling(D: np.ndarray, comparison: str = "pearson", distance: str = "squared
 
 
 def _thresholds(vector: np.ndarray) -> np.ndarray:
-    """All divisions of the rows in two by their place in a vector, shape (n, n − 1)."""
+    """Divisions of the rows in two by their place in a vector, at most `_DIVISIONS` of them."""
+    n = len(vector)
     rank = np.argsort(np.argsort(vector, kind="stable"), kind="stable")
-    return (rank[:, None] > np.arange(len(vector) - 1)).astype(float)
+    cuts = np.unique(np.linspace(0, n - 2, min(n - 1, _DIVISIONS)).round().astype(int))
+    return (rank[:, None] > cuts).astype(float)
 
 
 def _divisions(indicators: np.ndarray) -> list[np.ndarray]:

@@ -27,7 +27,7 @@ from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import BLOCK, by_columns, dense
 from neurollm.stats.linear import NOISE
 from neurollm.stats.rdms.forms import pair_classes
-from neurollm.stats.rdms.model import pair_model
+from neurollm.stats.rdms.model import pair_model, without_rounding
 from neurollm.stats.rdms.pairs import pair_correlations, pair_vectors
 from neurollm.stats.rdms.sparse_ranks import sparse_rank_scores
 from neurollm.stats.threads import workers
@@ -52,7 +52,10 @@ class ExplicitScores:
         self.n_features = X.shape[1]
         self._model = pair_model(D, X.shape[0])
         self._comparison = comparison
-        self._spoken = np.where(self._model.pairs, self._model.values, np.nan)  # the diagonal is never looked at
+        values = self._model.values
+        if comparison in RANKS:
+            values = without_rounding(values.ravel()).reshape(values.shape)
+        self._spoken = np.where(self._model.pairs, values, np.nan)  # the diagonal is never looked at
         self._rows, self._columns = np.triu_indices(X.shape[0], 1)
         if self._model.is_constant and comparison != "cosine":
             raise InvalidInput(
@@ -93,6 +96,8 @@ class ExplicitScores:
         for start in range(columns.start, columns.stop, step):
             x, valid = self._values(slice(start, min(start + step, columns.stop)))
             distances = np.abs(x[self._rows] - x[self._columns])
+            if self._comparison in RANKS:
+                distances = without_rounding(distances)
             r = self._compared(index, distances)
             parts.append(np.where(valid, r, np.nan))
         return np.concatenate(parts, axis=1)
@@ -122,7 +127,7 @@ class ExplicitScores:
             kept = ~np.isnan(model)
             value, part = model[kept], distances[kept]
             if self._comparison == "tau_a":
-                scores.append(_tau_a(value, part)[None])
+                scores.append(tau_a(value, part)[None])
             else:
                 scores.append(_rank_correlated(rankdata(value)[None], rankdata(part, axis=0), self._comparison))
         return np.concatenate(scores)
@@ -192,7 +197,7 @@ def _rank_correlated(values: np.ndarray, distances: np.ndarray, comparison: str)
     return np.where(np.ptp(distances, axis=0) > 0, r, np.nan)
 
 
-def _tau_a(value: np.ndarray, distances: np.ndarray) -> np.ndarray:
+def tau_a(value: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """Kendall's τ_a of one model with b features, from scipy's τ_b and the numbers of ties."""
     from scipy.stats import kendalltau
 

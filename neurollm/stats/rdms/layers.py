@@ -15,7 +15,8 @@ import numpy as np
 
 from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import by_columns, column_blocks
-from neurollm.stats.rdms.model import pair_model, ranked
+from neurollm.stats.rdms.explicit import tau_a
+from neurollm.stats.rdms.model import pair_model, ranked, without_rounding
 from neurollm.validation import listed
 
 _CENTRED = ("pearson", "half_rank")
@@ -59,18 +60,14 @@ def layer_score(X: Any, D: np.ndarray, comparison: str = "pearson", distance: st
     if comparison == "cosine":
         return float(d @ m / (np.linalg.norm(d) * np.linalg.norm(m)))
     if comparison == "tau_a":
-        from scipy.stats import kendalltau
-
-        pairs = d.size * (d.size - 1) / 2
-        untied = [pairs - sum(c * (c - 1) / 2 for c in np.unique(v, return_counts=True)[1]) for v in (d, m)]
-        return float(kendalltau(d, m).statistic * np.sqrt(untied[0] * untied[1]) / pairs)
+        return float(tau_a(without_rounding(m), without_rounding(d)[:, None])[0])
     if comparison in ("spearman", "rho_a"):
-        d, m = rankdata(d), rankdata(m)
+        d, m = rankdata(without_rounding(d)), rankdata(without_rounding(m))
         if comparison == "rho_a":
             middle = (d.size + 1) / 2
             return float((d - middle) @ (m - middle) * 12 / (d.size**3 - d.size))
     if comparison == "half_rank":
-        m = rankdata(m)
+        m = rankdata(without_rounding(m))
     return float(np.corrcoef(d, m)[0, 1])
 
 

@@ -102,13 +102,30 @@ def pair_model(D: np.ndarray, n: int | None = None) -> PairModel:
     return model
 
 
+DIGITS = 9  # to which distances in units of the largest are told apart when they are ranked
+
+
+def without_rounding(distances: np.ndarray) -> np.ndarray:
+    """Distances in units of the largest (of each column), with so few digits that .3 − .2 and .2 − .1 are tied.
+
+    Otherwise the rounding of the last digit would decide about ties, differently for .1, .2, .3 and for 1, 2, 3.
+
+    Examples
+    --------
+    >>> len(np.unique(without_rounding(np.array([0.3 - 0.2, 0.2 - 0.1, 0.2]))))
+    2
+    """
+    largest = np.abs(distances).max(axis=0, initial=0)
+    return np.round(distances / np.where(largest > 0, largest, 1), DIGITS)
+
+
 def ranked(model: PairModel) -> PairModel:
     """Distances replaced by their ranks among the pairs that the model speaks of (ties share their mean rank)."""
     from scipy.stats import rankdata
 
     upper = np.triu(model.pairs, 1)
     values = np.zeros_like(model.values)
-    values[upper] = rankdata(model.values[upper])
+    values[upper] = rankdata(without_rounding(model.values[upper]))
     return replace(model, values=values + values.T)
 
 

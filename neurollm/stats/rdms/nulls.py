@@ -6,7 +6,7 @@ The model's rows are rearranged and the data stay. With r_π the score of a feat
 
 because the spread of r_π differs between features by up to an order of magnitude (it depends on their kurtosis and on
 the model), and a maximum over features of unequal spread would be decided by the widest. E and sd are closed forms
-where these are exact (`neurollm.stats.rdms.moments`), else those of the arrangements used and the observed one
+where these are exact (`neurollm.stats.rdms.squared`), else those of the arrangements used and the observed one
 together, which are the same whichever of these is called the observed one, so the test stays exact.
 
 p counts arrangements whose z reaches the feature's own, p_FWER those whose largest z over all features does

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from neurollm.stats.arrays import canonical_columns
+from neurollm.stats.linear import NOISE
+from neurollm.stats.rdms.model import without_rounding
 
 
 def sparse_rank_scores(X: Any, D: np.ndarray, comparison: str) -> np.ndarray:
@@ -49,10 +51,10 @@ def sparse_rank_scores(X: Any, D: np.ndarray, comparison: str) -> np.ndarray:
     rows, columns = np.triu_indices(n, 1)
     m = rows.size
     ranks = np.zeros((n, n))
-    ranks[rows, columns] = rankdata(D[rows, columns])
+    ranks[rows, columns] = rankdata(without_rounding(D[rows, columns]))
     ranks += ranks.T
     middle = (m + 1) / 2
-    spread = np.sqrt(np.sum((ranks[rows, columns] - middle) ** 2))
+    model_spread = np.sqrt(np.sum((ranks[rows, columns] - middle) ** 2))
     model = _Model(ranks, ranks.sum(axis=1), m * middle)
     csc = canonical_columns(X)
     out = np.full(csc.shape[1], np.nan)
@@ -62,9 +64,13 @@ def sparse_rank_scores(X: Any, D: np.ndarray, comparison: str) -> np.ndarray:
         x, active = x[x != 0], active[x != 0]
         if not x.size or not np.isfinite(x).all():
             continue
+        spread = np.ptp(x) if x.size == n else max(x.max(), 0) - min(x.min(), 0)
+        if not spread > NOISE * np.abs(x).max():
+            continue
+        x = x / spread
         product, own = model.compare(x, active)
         if own > 0:
-            out[feature] = product / (own * spread) if comparison == "spearman" else 12 * product / (m**3 - m)
+            out[feature] = product / (own * model_spread) if comparison == "spearman" else 12 * product / (m**3 - m)
     return out
 
 
@@ -79,7 +85,7 @@ class _Model:
         inside = self._ranks[np.ix_(active, active)]
         first, second = np.triu_indices(k, 1)
         across = self._sums[active] - inside.sum(axis=1)
-        values = np.concatenate([np.abs(x[first] - x[second]), np.abs(x), [0.0]])
+        values = without_rounding(np.concatenate([np.abs(x[first] - x[second]), np.abs(x), [0.0]]))
         counts = np.concatenate([np.ones(first.size), np.full(k, z), [z * (z - 1) / 2]])
         sums = np.concatenate([inside[first, second], across, [self._total - across.sum() - inside.sum() / 2]])
         if not z:
