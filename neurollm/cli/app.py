@@ -91,7 +91,7 @@ def check(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")]) -> N
 @app.command()
 def run(
     pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")],
-    n_jobs: Annotated[int, typer.Option(help="Processes of a method grid; -1: one per core.")] = 1,
+    n_jobs: Annotated[int, typer.Option(help="Processes of a method grid or of decoding; -1: one per core.")] = 1,
     verbose: Verbosity = 1,
 ) -> None:
     """Run a study or method grid, or what of it is not up to date."""

@@ -64,6 +64,7 @@ def check_pipeline(path: str | os.PathLike) -> str:
             f"  {_rank(plan)}",
             f"  {_sensitivity(study, contrast, plan)}",
         ]
+    lines += [f"{name}: {sentence}" for name, sentence in study.check_analyses().items()]
     return "\n".join([*lines, "", str(study.audit())])
 
 

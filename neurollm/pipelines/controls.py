@@ -7,16 +7,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from neurollm.stats.transforms import TRANSFORMS
+
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
-    from neurollm.designs import Design
+    from neurollm.designs import Contrast, Design
     from neurollm.dictionaries import Dictionary
     from neurollm.glm import ContrastResult
     from neurollm.models import LanguageModel
     from neurollm.pipelines.study import Study
 
-_NOTES = {
+NOTES = {
     "raw_units": "the units of the same site, without the dictionary",
     "token_embeddings": "the words alone: layer 0, no context, no position",
     "random_network": "the same architecture with random weights, same site",
@@ -37,19 +40,31 @@ def control_rows(study: Study) -> dict[str, list[dict[str, Any]]]:
         contrast name → list of rows, as written to ``controls.json``.
     """
     rows = {
-        name: [_row(study, study.trials, result, "features", "study", _dictionary_note(study.dictionary))]
+        name: [_row(study, study.trials, result, "features", "study", dictionary_note(study.dictionary))]
         for name, result in study.results.items()
     }
-    for control in study.pipeline.controls:
-        if control == study.pipeline.dictionary.kind:
-            continue  # the study itself is this control
-        trials = study.masked(*_representation(study, control))
-        transform, note = study.pipeline.features.transform, _NOTES[control]
-        if transform in ("log1p", "binary") and trials.X.min() < 0:
-            transform, note = "raw", f"{note}; without the transform {transform}, because its values are signed"
+    for control, trials in study.control_trials.items():
+        transform, note = fitting_transform(study, trials, NOTES[control])
         for name, result in study.tested(trials, transform).items():
             rows[name].append(_row(study, trials, result, control, "control", note))
     return rows
+
+
+def control_trials(study: Study) -> dict[str, AnnData]:
+    """The trials in every control representation; the study's own, if it is one of them, is left out."""
+    return {
+        control: study.masked(*_representation(study, control))
+        for control in study.pipeline.controls
+        if control != study.pipeline.dictionary.kind
+    }
+
+
+def fitting_transform(study: Study, trials: AnnData, note: str) -> tuple[str, str]:
+    """The study's transform, or none where values are signed, which the note then says."""
+    transform = study.pipeline.features.transform
+    if transform in ("log1p", "binary") and trials.X.min() < 0:
+        return "raw", f"{note}; without the transform {transform}, because its values are signed"
+    return transform, note
 
 
 def _representation(study: Study, control: str) -> tuple[LanguageModel, Dictionary]:
@@ -93,30 +108,33 @@ def _separability(study: Study, trials: AnnData, result: ContrastResult) -> dict
     if result.is_f or not compares_cells(result):
         why = "an F contrast has no two sides" if result.is_f else "a coefficient of a formula has no two sides"
         return {"auroc": None, "ci_low": None, "ci_high": None, "reason": why}
-    score = separability(*_compared(trials, result, study.design), random_state=study.pipeline.seed)
+    sides = trial_sides(study.design, trials.obs, result.contrast)
+    used = np.flatnonzero(sides)
+    labels = np.where(sides[used] > 0, "positive side", "negative side")
+    items = study.design.item_labels(trials.obs)[used]
+    score = separability(transformed(trials.X[used], result.transform), labels, items, random_state=study.pipeline.seed)
     return {"auroc": score.auroc, "ci_low": score.ci_low, "ci_high": score.ci_high}
 
 
-def _compared(
-    trials: AnnData, result: ContrastResult, design: Design
-) -> tuple[sparse.csr_matrix, np.ndarray, np.ndarray]:
-    """Transformed values, side of the contrast and item of the trials that entered the test."""
-    from neurollm.stats.transforms import TRANSFORMS
-
-    table = design.table(trials.obs)
-    rows = design.plan(table, result.contrast).used  # items that miss a side were left out of the test
+def trial_sides(design: Design, obs: pd.DataFrame, contrast: Contrast) -> np.ndarray:
+    """Which side of a contrast each trial is on, 1 or −1; 0 for trials that do not enter its test."""
+    table = design.table(obs)
+    rows = design.plan(table, contrast).used  # items that miss a side were left out of the test
     entered = set(zip(table.item_codes[rows], table.cell_codes[rows], strict=True))
-    cells = design.cells(trials.obs)[1]
-    items = design.item_labels(trials.obs)
-    sides = np.sign(result.contrast.matrix[0][cells])
-    codes = np.searchsorted(table.items, items)
-    used = (sides != 0) & np.array([pair in entered for pair in zip(codes, cells, strict=True)])
-    values = sparse.csr_matrix(trials.X[used])
-    transform = TRANSFORMS[result.transform]
-    if transform is not None:  # all transforms keep zero at zero
-        values.data = transform(values.data).astype(values.dtype)
-    return values, np.where(sides[used] > 0, "positive side", "negative side"), items[used]
+    cells = design.cells(obs)[1]
+    codes = np.searchsorted(table.items, design.item_labels(obs))
+    used = np.array([pair in entered for pair in zip(codes, cells, strict=True)])
+    return np.where(used, np.sign(contrast.matrix[0][cells]), 0.0)
 
 
-def _dictionary_note(dictionary: Dictionary) -> str:
+def transformed(X: Any, transform: str) -> sparse.csr_matrix:
+    """Values of some trials after the transform of a trial; ranks are those of item means, so here they are none."""
+    values = sparse.csr_matrix(X)
+    function = TRANSFORMS[transform]
+    if function is not None:  # all transforms keep zero at zero
+        values.data = function(values.data).astype(values.dtype)
+    return values
+
+
+def dictionary_note(dictionary: Dictionary) -> str:
     return f"{dictionary.n_features:,} features at {dictionary.site} ({dictionary.architecture})"

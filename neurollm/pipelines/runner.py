@@ -1,4 +1,4 @@
-"""Running one study: stimuli → trials → contrasts → contexts and controls → report."""
+"""Running one study: stimuli → trials → contrasts, RSA, decoding → contexts and controls → report."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def run_pipeline(path: str | os.PathLike, *, verbose: int = 1, n_jobs: int = 1) 
     verbose : int, default=1
         0 shows no progress.
     n_jobs : int, default=1
-        Processes of a method grid; -1: one per core. Results do not depend on it.
+        Processes of a method grid and of a decoder's permutations; -1: one per core. Results do not depend on it.
 
     Returns
     -------
@@ -68,6 +68,7 @@ def run_pipeline(path: str | os.PathLike, *, verbose: int = 1, n_jobs: int = 1) 
 
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     study = (GridStudy if is_grid(path) else Study).read(path, verbose)
+    study.n_jobs = n_jobs
     study.refuse_other_study()
     with StepCache.open(study.folder) as cache:
         if isinstance(study, GridStudy):
@@ -92,6 +93,10 @@ def _run_steps(study: Study, cache: StepCache) -> None:
         keys.append(cache.run("contexts", [glm, study.context_inputs()], study.write_contexts))
     if study.pipeline.controls:
         keys.append(cache.run("controls", [glm, study.control_inputs()], study.write_controls))
+    if study.pipeline.analyses.rsa is not None:
+        keys.append(cache.run("rsa", [trials, study.rsa_inputs()], study.write_rsa))
+    if study.pipeline.analyses.decode is not None:
+        keys.append(cache.run("decode", [trials, study.decode_inputs()], study.write_decode))
     manifest = study.manifest() | {"warnings": cache.warnings}
     keys.append(cache.run("manifest", [keys, manifest], lambda: study.write_manifest(manifest)))
     top = study.pipeline.report.top

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 FEWEST_PERMUTATIONS = 19
 
 Control = Literal["raw_units", "token_embeddings", "random_network", "random_directions"]
+Alternative = Literal["two-sided", "greater", "less"]
 
 
 class _Part(BaseModel):
@@ -35,6 +36,14 @@ def _once(names: list[str]) -> list[str]:
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is given more than once")
     return names
+
+
+def _enough(n_perm: int, otherwise: str) -> int:
+    if 0 < n_perm < FEWEST_PERMUTATIONS:
+        raise ValueError(
+            f"n_perm is {n_perm}; give at least {FEWEST_PERMUTATIONS}, which allow p = .05, or 0 for {otherwise}"
+        )
+    return n_perm
 
 
 def folder_name(value: str) -> str:
@@ -110,9 +119,7 @@ class GLMPart(_Part):
         ge=0,
         description="Permutations, 19 or more (all, if fewer exist); 0: only p and q, in closed form.",
     )
-    alternative: Literal["two-sided", "greater", "less"] = Field(
-        "two-sided", description="Direction of the test (F contrasts have none)."
-    )
+    alternative: Alternative = Field("two-sided", description="Direction of the test (F contrasts have none).")
     alpha: float = Field(
         0.05, gt=0, lt=1, description="Family-wise error rate; without permutations the false discovery rate."
     )
@@ -128,14 +135,83 @@ class GLMPart(_Part):
 
     @model_validator(mode="after")
     def _enough_permutations(self) -> GLMPart:
-        if 0 < self.n_perm < FEWEST_PERMUTATIONS:
-            raise ValueError(
-                f"n_perm is {self.n_perm}; give at least {FEWEST_PERMUTATIONS}, which allow p = .05, "
-                "or 0 for closed-form p only"
-            )
+        _enough(self.n_perm, "closed-form p only")
         if self.tail == "gpd" and not self.n_perm:
             raise ValueError("tail gpd needs permutations to be fitted to, but n_perm is 0")
         return self
+
+
+class RSAPart(_Part):
+    """Every feature's distances between item × condition means against model RDMs."""
+
+    models: list[str] = Field(
+        default_factory=lambda: ["categorical"],
+        min_length=1,
+        description="categorical, discriminative[:level], coherence[:level], an effect of the design or effects, "
+        "categorical:column, numeric:column, length, lexical.",
+    )
+    comparison: Literal[
+        "pearson", "cosine", "whitened", "whitened_pearson", "half_rank", "spearman", "rho_a", "tau_a"
+    ] = Field("pearson", description="How a feature's distances are compared with those of a model.")
+    distance: Literal["squared", "absolute"] = Field("squared", description="Of a feature between two rows.")
+    nuisance: list[str] = Field(
+        default_factory=list, description="Models held constant by regression over pairs (approximate); item, too."
+    )
+    n_perm: int = Field(
+        1000, ge=0, strict=True, description="Shufflings, 19 or more (all, if fewer exist); 0: scores only."
+    )
+    alternative: Alternative = Field("two-sided", description="Direction of the test.")
+    min_active: int = Field(
+        5, ge=0, strict=True, description="Features active in fewer rows are not tested (label-blind)."
+    )
+
+    @field_validator("models", "nuisance")
+    @classmethod
+    def _models_once(cls, value: list[str]) -> list[str]:
+        return _once(value)
+
+    @field_validator("n_perm")
+    @classmethod
+    def _enough_permutations(cls, value: int) -> int:
+        return _enough(value, "scores without p")
+
+
+class DecodePart(_Part):
+    """Which side of a contrast a trial is of, judged by a few features, on items that were not trained on."""
+
+    estimator: Literal["logistic_l1", "logistic_l2", "svc_linear", "ridge", "lda", "naive_bayes", "svc_rbf"] = Field(
+        "logistic_l1", description="Classifier."
+    )
+    selector: (
+        Literal[
+            "rsa_categorical",
+            "rsa_discriminative",
+            "rsa_coherence",
+            "mean_difference",
+            "welch_t",
+            "auroc",
+            "l1_path",
+            "mutual_information",
+            "maximum_activation",
+            "random",
+        ]
+        | None
+    ) = Field("rsa_categorical", description="Chooses features in every training part; null: all features.")
+    n_features: int = Field(8, ge=1, strict=True, description="Features that the selector takes.")
+    cv: int = Field(5, ge=2, strict=True, description="Folds; fewer if a side has fewer units.")
+    n_perm: int = Field(
+        199, ge=0, strict=True, description="Runs of the whole procedure with exchanged labels, 19 or more; 0: no p."
+    )
+    unit: str | None = Field(
+        None,
+        min_length=1,
+        description="Column: its trials stay on one side of every split. Default: the design's item.",
+    )
+
+    @field_validator("n_perm")
+    @classmethod
+    def _enough_permutations(cls, value: int) -> int:
+        return _enough(value, "no p")
 
 
 class ContextsPart(_Part):
@@ -156,8 +232,12 @@ class ContextsPart(_Part):
 class AnalysesPart(_Part):
     """What is computed."""
 
-    glm: GLMPart = Field(default_factory=GLMPart)
-    contexts: ContextsPart | None = Field(default_factory=ContextsPart)
+    glm: GLMPart = Field(default_factory=GLMPart, description="Contrasts of every feature.")
+    rsa: RSAPart | None = Field(None, description="Representational similarity of every feature; null: not run.")
+    decode: DecodePart | None = Field(None, description="Decoding of every contrast of two sides; null: not run.")
+    contexts: ContextsPart | None = Field(
+        default_factory=ContextsPart, description="Top contexts of the reported features; null: none."
+    )
 
 
 class ReportPart(_Part):
@@ -200,6 +280,8 @@ class Pipeline(_Part):
         stat = self.analyses.glm.stat
         if self.features.transform == "rank" and stat != "t":
             raise ValueError(f"features.transform rank goes with analyses.glm.stat t, found {stat}")
+        if self.features.transform == "rank" and self.analyses.rsa is not None:
+            raise ValueError("features.transform rank does not go with analyses.rsa; use its comparison spearman")
         return self
 
 

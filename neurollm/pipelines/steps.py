@@ -7,7 +7,7 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from neurollm.files import exclusive, sha256_file, sha256_json, write_json, writ
 
 logger = logging.getLogger("neurollm")
 
+_RESULTS = ("glm/*", "rsa/*", "scores/*", "*.json", "*.parquet")
+"""Where steps write: of these files, those that no step has written go."""
 _NOT_FOR_USERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning, ImportWarning)
 
 
@@ -99,13 +101,15 @@ class StepCache:
         logger.info("%s: done in %.1f s", name, self.seconds[name])
 
     def forget_others(self) -> None:
-        """Remove the results of steps, contrasts and controls that are no longer part of the study."""
+        """Remove the results of steps, contrasts, analyses and controls that are no longer part of the study."""
         self._done = {name: entry for name, entry in self._done.items() if name in self._current}
         kept = {file for entry in self._done.values() for file in entry["files"]}
-        for file in [*self.folder.glob("glm/*"), *self.folder.glob("scores/*"), *self.folder.glob("*.json")]:
+        for file in [found for pattern in _RESULTS for found in self.folder.glob(pattern)]:
             name = file.relative_to(self.folder).as_posix()
             if name not in kept and name not in ("steps.json", "log.json"):
                 file.unlink()
+        with suppress(OSError):  # not there, or not empty
+            (self.folder / "rsa").rmdir()
         write_json(self._file, dict(sorted(self._done.items())))
 
     def _is_current(self, name: str, key: str) -> bool:

@@ -11,10 +11,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.files import sha256_file, slug, write_json, write_text
+from neurollm.files import atomic_path, sha256_file, slug, write_json, write_text
 from neurollm.pipelines.contexts import collect_contexts, read_corpora
-from neurollm.pipelines.controls import control_rows
+from neurollm.pipelines.controls import control_rows, control_trials
+from neurollm.pipelines.decode import decode_records, problems
 from neurollm.pipelines.project import Project
 from neurollm.pipelines.schema import Pipeline, read_pipeline, resolved
 
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
     from neurollm.dictionaries import Dictionary
     from neurollm.glm import ContrastResult
     from neurollm.models import LanguageModel
+    from neurollm.rsa import RSAResult
     from neurollm.stimuli import StimulusSet
     from neurollm.stimuli.audit import AuditReport
 
@@ -43,12 +47,15 @@ class Study:
         The pipeline file.
     pipeline : Pipeline
     verbose : int
+    n_jobs : int
+        Processes of permutations that refit a decoder.
     """
 
     project: Project
     file: Path
     pipeline: Pipeline
     verbose: int = 1
+    n_jobs: int = 1
 
     @classmethod
     def read(cls, path: str | os.PathLike, verbose: int = 1) -> Study:
@@ -168,7 +175,8 @@ class Study:
         """Run the stimuli and save ``trials.h5ad``."""
         from neurollm.masking import save_trials
 
-        self.plans()  # refuse a bad design before the model runs
+        self.plans()  # refuse a bad design or analysis before the model runs
+        self.check_analyses()
         file = self.folder / "trials.h5ad"
         save_trials(self.masked(self.model, self.dictionary), file)
         return [file]
@@ -296,6 +304,91 @@ class Study:
 
         return {name: ContrastResult.load(self.folder / "glm" / f"{slug(name)}.json") for name in self.contrasts}
 
+    # RSA and decoding -------------------------------------------------------------------
+
+    def check_analyses(self) -> dict[str, str]:
+        """What RSA and decoding will do, in a sentence for each model and contrast, from the stimuli alone.
+
+        Raises
+        ------
+        InvalidInput
+            An unknown model, level or column; nothing to exchange or to decode.
+        """
+        told, analyses = {}, self.pipeline.analyses
+        if analyses.rsa is not None:
+            try:
+                found = self._rsa(np.zeros((len(self.obs), 1)), self.obs, n_perm=0)
+            except InvalidInput as error:
+                raise InvalidInput(f"{self.file}: analyses.rsa: {error}") from None
+            told |= {f"rsa {one.model}": f"{one.description}. {one.exchange}" for one in found.maps}
+        if analyses.decode is not None:
+            self._check_panel()
+            for name, problem in problems(self, self.obs).items():
+                told[f"decode {name}"] = problem if isinstance(problem, str) else problem.sentence
+        return told
+
+    def _check_panel(self) -> None:
+        asked, there = self.pipeline.analyses.decode.n_features, self.dictionary.n_features
+        if asked > there:
+            raise InvalidInput(
+                f"{self.file}: analyses.decode.n_features is {asked:,}, but the dictionary has {there:,} features."
+            )
+
+    def _rsa(self, X: Any, obs: pd.DataFrame | None, n_perm: int) -> RSAResult:
+        from neurollm.rsa import FeatureRSA
+
+        part = self.pipeline.analyses.rsa
+        rsa = FeatureRSA(
+            self.design,
+            models=part.models,
+            comparison=part.comparison,
+            distance=part.distance,
+            nuisance=part.nuisance,
+            n_perm=n_perm,
+            alternative=part.alternative,
+            random_state=self.pipeline.seed,
+            min_active=part.min_active,
+            scale=self.pipeline.features.transform,
+            verbose=self.verbose if n_perm else 0,
+        )
+        return rsa.fit(X, obs).result_
+
+    def rsa_inputs(self) -> dict[str, Any]:
+        """What RSA depends on, beside the trials."""
+        return {
+            "design": self.design.to_dict(),
+            "rsa": self.pipeline.analyses.rsa.model_dump(),
+            "transform": self.pipeline.features.transform,
+            "seed": self.pipeline.seed,
+        }
+
+    def write_rsa(self) -> list[Path]:
+        """Compare every feature with the model RDMs and save ``rsa/``."""
+        self.check_analyses()
+        file = self._rsa(self.trials, None, self.pipeline.analyses.rsa.n_perm).save(self.folder / "rsa")
+        return [file.with_suffix(suffix) for suffix in (".json", ".parquet", ".npz")]
+
+    def decode_inputs(self) -> dict[str, Any]:
+        """What decoding depends on, beside the trials."""
+        return {
+            "design": self.design.to_dict(),
+            "contrasts": {name: contrast.to_dict() for name, contrast in self.contrasts.items()},
+            "decode": self.pipeline.analyses.decode.model_dump(),
+            "controls": self.pipeline.controls,
+            "transform": self.pipeline.features.transform,
+            "seed": self.pipeline.seed,
+        }
+
+    def write_decode(self) -> list[Path]:
+        """Decode the contrasts and save ``decode.json`` and the decisions about every trial in ``decode.parquet``."""
+        self.check_analyses()
+        records, predictions = decode_records(self)
+        files = [self.folder / "decode.json", self.folder / "decode.parquet"]
+        write_json(files[0], records)
+        with atomic_path(files[1]) as partial:
+            predictions.to_parquet(partial, index=False)
+        return files
+
     # Contexts ---------------------------------------------------------------------------
 
     def context_inputs(self) -> dict[str, Any]:
@@ -310,6 +403,11 @@ class Study:
         return [file]
 
     # Controls ---------------------------------------------------------------------------
+
+    @cached_property
+    def control_trials(self) -> dict[str, AnnData]:
+        """The trials in every control representation by name."""
+        return control_trials(self)
 
     def control_inputs(self) -> dict[str, Any]:
         """What the control rows depend on, beside the contrasts."""

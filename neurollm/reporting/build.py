@@ -15,9 +15,11 @@ from neurollm.files import write_text
 from neurollm.plotting.sides import compares_cells, decisive_p, has_sides
 from neurollm.reporting import formatting
 from neurollm.reporting.contexts import TOKEN_BUDGET, fit, shown_contexts
+from neurollm.reporting.decoding import decode_sections, decode_told, decode_warnings
 from neurollm.reporting.features import condition_groups, feature_row, table_data
 from neurollm.reporting.methods import dictionary_facts, methods_paragraph
 from neurollm.reporting.references import references
+from neurollm.reporting.rsa import rsa_section, rsa_verdict, rsa_warnings
 from neurollm.reporting.sensitivity import sensitivity
 from neurollm.reporting.sentences import (
     FDR_NAMES,
@@ -71,12 +73,16 @@ def build_report(study_folder: str | os.PathLike, *, top: int = 50) -> Path:
 
 
 def verdicts(study_folder: str | os.PathLike) -> list[str]:
-    """What a study found, one plain paragraph per contrast: the result, then the controls."""
+    """What a study found, one plain paragraph per contrast, model RDM and decoding: the result, then the controls."""
     study = read_study(study_folder)
-    return [
+    told = [
         f"{name}: {verdict(result, study.alpha)} {control_verdict(study.controls.get(name) or [])}"
         for name, result in study.results.items()
     ]
+    maps = [] if study.rsa is None else study.rsa.maps
+    told += [f"RSA, {one.model}: {rsa_verdict(study.rsa, one.model, study.alpha)}" for one in maps]
+    told += [f"decoding, {one['name']}: {one['verdict']} {one['rivals']}".rstrip() for one in decode_told(study)]
+    return told
 
 
 def render(study: Study, top: int) -> str:
@@ -98,6 +104,8 @@ def render(study: Study, top: int) -> str:
         design=study.design,
         alpha=study.alpha,
         contrasts=contrasts,
+        rsa=None if study.rsa is None else rsa_section(study.rsa, study.alpha, top),
+        decoded=decode_sections(study, few),
         warnings=_warnings(study),
         methods=methods,
         references=references(methods),
@@ -298,6 +306,8 @@ def _warnings(study: Study) -> list[str]:
                 f"{formatting.p_number(smallest, study.alpha)}, "
                 "so nothing could have been significant."
             )
+    warnings += [] if study.rsa is None else rsa_warnings(study.rsa, study.alpha)
+    warnings += decode_warnings(study)
     warnings += [
         f"Stimulus audit failed, {row.get('name')}: {row.get('reason') or 'no reason was recorded'}"
         for row in study.audit

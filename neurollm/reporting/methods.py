@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from neurollm.plotting.sides import contrast_sides, has_sides, joined
+from neurollm.reporting.decoding import decode_methods
 from neurollm.reporting.formatting import count, decimal, exact, is_number, plural, proportion
+from neurollm.reporting.rsa import rsa_methods
 from neurollm.reporting.sentences import FDR_NAMES, P_METHODS, method_phrase, tally
 from neurollm.validation import several
 
@@ -45,7 +47,10 @@ _TRANSFORMS = {"log1p": "log(1 + x)", "binary": "active or not", "rank": "ranks"
 
 def methods_paragraph(study: Study) -> str:
     """Describe the study from its recorded facts; facts that were not recorded are left out."""
-    sentences = [_stimuli(study), _features(study), _pooling(study), *_tests(study), _separation(study), _end(study)]
+    sentences = [_stimuli(study), _features(study), _pooling(study), *_tests(study), _separation(study)]
+    if study.rsa is not None:
+        sentences += rsa_methods(study.rsa, study.alpha)
+    sentences += [*decode_methods(study), _end(study)]
     return " ".join(sentence for sentence in sentences if sentence)
 
 

@@ -23,17 +23,33 @@ REFERENCES = {
         "Freedman D, Lane D (1983). A nonstochastic interpretation of reported significance levels. Journal of "
         "Business & Economic Statistics 1, 292–298."
     ),
+    "Haufe et al., 2014": (
+        "Haufe S, Meinecke F, Görgen K, Dähne S, Haynes J-D, Blankertz B, Bießmann F (2014). On the interpretation of "
+        "weight vectors of linear models in multivariate neuroimaging. NeuroImage 87, 96–110."
+    ),
     "Hedges, 1981": (
         "Hedges LV (1981). Distribution theory for Glass’s estimator of effect size and related estimators. "
         "Journal of Educational Statistics 6, 107–128."
+    ),
+    "Kriegeskorte et al., 2008": (
+        "Kriegeskorte N, Mur M, Bandettini P (2008). Representational similarity analysis – connecting the branches "
+        "of systems neuroscience. Frontiers in Systems Neuroscience 2, 4."
     ),
     "MacKinnon & White, 1985": (
         "MacKinnon JG, White H (1985). Some heteroskedasticity-consistent covariance matrix estimators with "
         "improved finite sample properties. Journal of Econometrics 29, 305–325."
     ),
+    "Mantel, 1967": (
+        "Mantel N (1967). The detection of disease clustering and a generalized regression approach. Cancer Research "
+        "27, 209–220."
+    ),
     "Nichols & Holmes, 2002": (
         "Nichols TE, Holmes AP (2002). Nonparametric permutation tests for functional neuroimaging: a primer with "
         "examples. Human Brain Mapping 15, 1–25."
+    ),
+    "Ojala & Garriga, 2010": (
+        "Ojala M, Garriga GC (2010). Permutation tests for studying classifier performance. Journal of Machine "
+        "Learning Research 11, 1833–1863."
     ),
     "Phipson & Smyth, 2010": (
         "Phipson B, Smyth GK (2010). Permutation p-values should never be zero: calculating exact p-values when "

@@ -196,7 +196,7 @@ def _counted(rows: list[dict[str, Any]]) -> str:
 
 def _compared(study: dict[str, Any] | None, best: dict[str, Any]) -> str:
     """The study beside one control."""
-    name = _the(best)
+    name = control_name(best)
     if study is None or not is_number(study.get("auroc")):
         return f"How well the features separate these conditions is not known; {name} reach AUROC {auroc(best)}."
     against = f"AUROC {auroc(best)} vs {auroc(study)} for the features"
@@ -227,7 +227,7 @@ def _simple(row: dict[str, Any]) -> str:
     return representation_name(row).lower().replace("-", " ")
 
 
-def _the(row: dict[str, Any]) -> str:
+def control_name(row: dict[str, Any]) -> str:
     """The control as the plural subject of a sentence."""
     for part, words in _KNOWN_CONTROLS:
         if part in _simple(row):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import slug
+from neurollm.reporting.decoding import checked
 
 if TYPE_CHECKING:
     from neurollm.glm import ContrastResult
+    from neurollm.rsa import RSAResult
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,9 @@ class Study:
     dictionary: dict[str, Any]
     config: dict[str, Any]
     config_text: str
+    rsa: RSAResult | None = None
+    decode: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Contrast name to what ``decode.json`` says."""
 
     @property
     def alpha(self) -> float:
@@ -95,6 +100,8 @@ def read_study(folder: str | os.PathLike) -> Study:
         dictionary=_json(folder / "dictionary.json", dict, default={}),
         config=_yaml(folder / "config.yaml", config_text),
         config_text=config_text,
+        rsa=_rsa(folder / "rsa" / "rsa.json"),
+        decode=checked(_json(folder / "decode.json", dict, default={}), folder / "decode.json"),
     )
 
 
@@ -111,6 +118,12 @@ def _results(folder: Path, design: dict[str, Any]) -> dict[str, ContrastResult]:
             )
         results[name] = ContrastResult.load(path)
     return results
+
+
+def _rsa(path: Path) -> RSAResult | None:
+    from neurollm.rsa import RSAResult
+
+    return RSAResult.load(path) if path.is_file() else None
 
 
 def _json(path: Path, kind: type, default: Any = None) -> Any:

@@ -8,11 +8,11 @@ import hashlib
 import itertools
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pandas as pd
 import pytest
+from support.pages import Page
 from support.results import QUESTIONS, changed, contrast_result, trials
 
 from neurollm.designs import FactorialDesign
@@ -24,30 +24,6 @@ from neurollm.reporting.features import condition_groups, feature_row, table_dat
 from neurollm.reporting.references import REFERENCES
 
 N_FEATURES = 1200
-
-
-class Page(HTMLParser):
-    """Start tags, headings and visible text of a page."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict]] = []
-        self.headings: list[int] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag in ("td", "th", "dt", "dd", "p", "li"):
-            self.text += " "
-        if re.fullmatch("h[1-6]", tag):
-            self.headings.append(int(tag[1]))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def named(self, tag: str) -> list[dict]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 @pytest.fixture(scope="module")
