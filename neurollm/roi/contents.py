@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurollm.errors import InvalidInput
-from neurollm.stats.arrays import by_columns
 from neurollm.validation import closest, listed
 
 if TYPE_CHECKING:
@@ -117,6 +116,7 @@ def linked(*keys: Iterable[object]) -> np.ndarray:
     Returns
     -------
     ndarray of int, shape (n_trials,)
+        In the order of the smallest first key of each group, whatever the order of the trials.
 
     Examples
     --------
@@ -133,19 +133,7 @@ def linked(*keys: Iterable[object]) -> np.ndarray:
         start += code.max() + 1
     rows, columns = np.tile(np.arange(n), len(codes)), np.concatenate(edges)
     graph = sparse.coo_array((np.ones(rows.size, dtype=np.int8), (rows, columns)), shape=(start, start))
-    label = connected_components(graph, directed=False)[1][:n]
-    return np.unique(label, return_inverse=True)[1]
-
-
-def trials(X: Any, obs: Any, features: Any) -> tuple[Any, pd.DataFrame, np.ndarray]:
-    """Activations, trial table and feature ids, read from an AnnData or as given (ids default to 0 … V−1)."""
-    if hasattr(X, "obs") and hasattr(X, "var"):
-        if obs is not None or features is not None:
-            raise InvalidInput("roi: trials given as AnnData bring their own table and feature ids; pass nothing else.")
-        return X.X, X.obs, np.asarray(X.var.get("feature", X.var_names))
-    if obs is None:
-        raise InvalidInput("roi: activations came without a trial table; give obs, one row per row of X.")
-    X = by_columns(X)
-    if X.shape[0] != len(obs):
-        raise InvalidInput(f"roi: the activations have {X.shape[0]} rows but the trial table has {len(obs)}.")
-    return X, obs, np.arange(X.shape[1]) if features is None else np.asarray(features)
+    label = np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1]
+    least = np.full(label.max() + 1, n)
+    np.minimum.at(least, label, codes[0])
+    return np.unique(least[label], return_inverse=True)[1]

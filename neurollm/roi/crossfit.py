@@ -31,9 +31,9 @@ from neurollm.designs import Contrast, ContrastPlan, Design, ItemTable
 from neurollm.designs.base import counted
 from neurollm.errors import InvalidInput
 from neurollm.glm import FeatureGLM
-from neurollm.roi.contents import trials
-from neurollm.roi.splitting import folds
+from neurollm.roi.splitting import folds, in_order
 from neurollm.roi.testing import spread_of
+from neurollm.rsa.rows import read_trials
 from neurollm.stats.arrays import combine_rows, dense
 from neurollm.stats.linear import linear_fit
 from neurollm.stats.shufflings import Draws, whole_item
@@ -179,7 +179,8 @@ def cross_fit(
     >>> sorted(found.feature[found.frequency == 1].tolist()), found.p
     ([0, 1, 2], 0.005)
     """
-    X, obs, features = trials(X, obs, features)
+    X, obs, features = read_trials(X, obs, features, "cross_fit")
+    X, obs, order = in_order(X, obs)
     glm = FeatureGLM(design, n_perm=n_perm, alternative=alternative, random_state=random_state, scale=scale)
     _check(glm, n_features, n_splits)
     glm.fit(X, obs, features=features)
@@ -203,7 +204,7 @@ def cross_fit(
     return CrossFit(
         contrast=contrast,
         selected=tuple(tuple(features[fold_chosen].tolist()) for fold_chosen in chosen[0]),
-        fold=fold,
+        fold=fold[np.argsort(order)],
         effect=effect,
         effect_low=float(low),
         effect_high=float(high),

@@ -20,17 +20,17 @@ import numpy as np
 from neurollm.designs import Design
 from neurollm.designs.base import counted
 from neurollm.errors import InvalidInput
-from neurollm.roi.contents import trials
-from neurollm.roi.splitting import folds
+from neurollm.roi.splitting import folds, in_order, moved
 from neurollm.rsa.exchange import Exchange
 from neurollm.rsa.models import ModelRDM
-from neurollm.rsa.rows import ModelRows
+from neurollm.rsa.rows import ModelRows, check_whole, read_trials
 from neurollm.stats.arrays import dense, take_rows
 from neurollm.stats.maxima import share, tied_down
 from neurollm.stats.rdms.greedy import enough, forward, greedy_selection
 from neurollm.stats.rdms.model import pair_model
-from neurollm.stats.rdms.space import Comparison, ModelForm, RDMSpace
+from neurollm.stats.rdms.space import Comparison, ModelForm, RDMSpace, check_comparison
 from neurollm.stats.shufflings import Shuffling, whole_item
+from neurollm.validation import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -155,7 +155,9 @@ def cross_fit_rsa(
     Raises
     ------
     InvalidInput
-        Folds are too small, the model subtracts means over all items, or too few features vary.
+        An option or the model is wrong, folds are too small, or too few features vary.
+    DataMismatch
+        Rows or ids do not go with the activations.
 
     Examples
     --------
@@ -168,15 +170,18 @@ def cross_fit_rsa(
     >>> found.in_sample > 0.2, found.r < 0.05, found.p > 0.05
     (True, True, True)
     """
-    X, obs, features = trials(X, obs, features)
-    _check(select, n_features, n_splits, n_perm)
+    X, obs, features = read_trials(X, obs, features, "cross_fit_rsa")
+    check_comparison(comparison)
+    if not callable(select) and select not in ("greedy", "rsa"):
+        raise InvalidInput(f"cross_fit_rsa: select is {shown(select)}; it must be 'greedy', 'rsa' or a function.")
+    numbers = {"n_features": (n_features, 1), "n_splits": (n_splits, 2), "n_perm": (n_perm, 19)}
+    numbers |= {"min_active": (min_active, 0), "random_state": (random_state, 0)}
+    for name, (value, least) in numbers.items():
+        check_whole("cross_fit_rsa", name, value, least)
+    X, obs, origin = in_order(X, obs)
+    model = moved(model, origin)
     fold = folds(obs, design.item, n_splits, random_state, design.cells(obs)[1])
     rows = ModelRows.of(design, model, X, obs, scale)
-    if rows.exchange.weights is not None and rows.exchange.shuffling.kind == "whole_item":
-        raise InvalidInput(
-            f"cross_fit_rsa: model '{rows.model.name}' is tested on rows from which means over all items are taken, "
-            "so no items would be held out; use a factor that varies within items, or select on one half of the items."
-        )
     fold_of_rows = fold[np.unique(design.item_labels(obs), return_index=True)[1]][rows.item]
     how = (select, int(n_features), comparison, int(min_active))
     parts = [_Part.of(rows, fold_of_rows, number, how) for number in range(n_splits)]
@@ -197,7 +202,7 @@ def cross_fit_rsa(
         model=rows.model.name,
         comparison=comparison,
         selected=tuple(tuple(features[one].tolist()) for one in chosen),
-        fold=fold,
+        fold=fold[np.argsort(origin)],
         r=r,
         fold_r=fold_r,
         in_sample=float(inside @ weights),
@@ -235,6 +240,7 @@ def region_scores(x: np.ndarray, D: np.ndarray, comparison: Comparison) -> np.nd
     >>> region_scores(x, D, "pearson").round(9).tolist(), region_scores(x, D, "whitened").round(9).tolist()
     ([1.0], [1.0])
     """
+    check_comparison(comparison)
     x = x - x.mean(axis=1, keepdims=True)
     gram = x @ x.transpose(0, 2, 1)
     if comparison == "whitened":
@@ -282,9 +288,9 @@ class _Part:
                 )
         values = take_rows(rows.values, train)
         active = np.diff(values.tocsc().indptr) if hasattr(values, "indptr") else np.count_nonzero(values, axis=0)
-        space = RDMSpace(values, comparison, standardise=False)
+        space = RDMSpace(values, comparison)
         columns = np.flatnonzero(space.valid & (active >= min_active))
-        spread = np.sqrt(space.squares[columns])
+        spread = space.lengths[columns]
         values = values[:, columns]
         chooser = _chooser(
             values, rows.matrix[np.ix_(train, train)], rows.item[train], (select, n_features, comparison)
@@ -319,7 +325,8 @@ def _chooser(values: Any, D: np.ndarray, item: np.ndarray, how: tuple) -> Callab
             select = _greedy_of(n_features, comparison) if select == "greedy" else _largest_of(n_features, comparison)
 
         def one_by_one(index: np.ndarray) -> np.ndarray:
-            return np.array([_found(select(values, D[np.ix_(one, one)], item), n_features) for one in index])
+            found = [select(values, D[np.ix_(one, one)], item) for one in index]
+            return np.array([_found(columns, n_features, values.shape[1]) for columns in found])
 
         return one_by_one
     space, form = RDMSpace(values, comparison), ModelForm.of(model, comparison)
@@ -347,12 +354,17 @@ def _top(scores: np.ndarray, count: int) -> np.ndarray:
     return np.take_along_axis(top, np.argsort(-np.take_along_axis(scores, top, axis=1), axis=1, kind="stable"), axis=1)
 
 
-def _found(columns: Any, n_features: int) -> np.ndarray:
-    columns = np.asarray(columns)
+def _found(columns: Any, n_features: int, count: int) -> np.ndarray:
+    where = f"cross_fit_rsa: select must return {n_features} different columns"
+    try:
+        columns = np.asarray(columns)
+    except ValueError:
+        raise InvalidInput(f"{where}, found {shown(columns)}.") from None
     if columns.shape != (n_features,) or columns.dtype.kind not in "iu" or np.unique(columns).size < n_features:
-        raise InvalidInput(
-            f"cross_fit_rsa: select must return {n_features} different columns, found {columns.shape} {columns.dtype}."
-        )
+        raise InvalidInput(f"{where}, found {columns.shape} {columns.dtype}.")
+    if columns.min() < 0 or columns.max() >= count:
+        outside = columns[(columns < 0) | (columns >= count)][0]
+        raise InvalidInput(f"{where}, numbered 0 to {count - 1} as it was given them, found {outside}.")
     return columns
 
 
@@ -368,11 +380,3 @@ def _inside_folds(how: Exchange, fold_of_rows: np.ndarray) -> Shuffling:
     own = fold_of_rows[:: shuffling.rows_per_item]
     blocks = np.unique(np.stack([shuffling.blocks, own]), axis=1, return_inverse=True)[1].ravel()
     return whole_item(shuffling.codes, blocks, shuffling.rows_per_item)
-
-
-def _check(select: Any, n_features: Any, n_splits: Any, n_perm: Any) -> None:
-    if not callable(select) and select not in ("greedy", "rsa"):
-        raise InvalidInput(f"cross_fit_rsa: select is {select!r}; it must be 'greedy', 'rsa' or a function.")
-    for name, value, least in (("n_features", n_features, 1), ("n_splits", n_splits, 2), ("n_perm", n_perm, 19)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-            raise InvalidInput(f"cross_fit_rsa: {name} must be a whole number of at least {least}, found {value!r}.")

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurollm.designs import Design
-from neurollm.roi.contents import text_keys, trials
+from neurollm.roi.contents import text_keys
 from neurollm.roi.region import ROI
 from neurollm.roi.selection import used_contents
 from neurollm.rsa.models import ModelRDM
-from neurollm.rsa.rows import ModelRows
+from neurollm.rsa.rows import ModelRows, check_whole, read_trials
 from neurollm.stats.rdms.greedy import Steps, greedy_selection
-from neurollm.stats.rdms.space import Comparison
+from neurollm.stats.rdms.space import Comparison, check_comparison
 from neurollm.validation import several
 
 if TYPE_CHECKING:
@@ -71,7 +71,9 @@ def greedy_roi(
     Raises
     ------
     InvalidInput
-        The model does not fit, the table has no texts, or fewer features vary than are wanted.
+        An option is wrong, the model does not fit, the table has no texts, or fewer features vary than are wanted.
+    DataMismatch
+        Rows or ids do not go with the activations.
 
     Examples
     --------
@@ -85,7 +87,9 @@ def greedy_roi(
     >>> sorted(roi.feature), roi.is_declared
     ([4, 5, 6], False)
     """
-    X, obs, features = trials(X, obs, features)
+    X, obs, features = read_trials(X, obs, features, "greedy_roi")
+    check_comparison(comparison)
+    check_whole("greedy_roi", "min_active", min_active, 0)
     text_keys(obs)  # refuse a table without texts before the work, not after
     rows = ModelRows.of(design, model, X, obs, scale)
     tested = np.flatnonzero(rows.n_active >= min_active)

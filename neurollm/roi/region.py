@@ -8,12 +8,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neurollm.designs import Contrast
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import write_json
 from neurollm.validation import listed, shown
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = "neurollm.ROI"
 VERSION = 2
@@ -127,6 +130,12 @@ class ROI:
                 f"ROI {shown(name)}: a declared region needs a written reason, which says where its features come from."
             )
         return cls(name, tuple(features), tuple(signs) if signs is not None else (1,) * len(features), reason.strip())
+
+    def check_disjoint(self, obs: pd.DataFrame, item: str | None = "item") -> None:
+        """Refuse trials on which the region was selected: `neurollm.roi.check_disjoint`."""
+        from neurollm.roi.disjoint import check_disjoint
+
+        check_disjoint(self, obs, item)
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write JSON, atomically."""

@@ -11,9 +11,10 @@ from neurollm.designs import Contrast, Design
 from neurollm.designs.table import trials_digest
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm import ContrastResult, FeatureGLM
-from neurollm.roi.contents import item_keys, text_keys, trials
+from neurollm.roi.contents import item_keys, text_keys
 from neurollm.roi.region import ROI
 from neurollm.rsa.result import RSAMap, RSAResult
+from neurollm.rsa.rows import read_trials
 from neurollm.rsa.searchlight import SearchlightMap
 from neurollm.validation import listed, several
 
@@ -39,8 +40,9 @@ def select_roi(
     ----------
     result : ContrastResult, RSAResult or SearchlightMap
         Features are taken in the direction of its alternative; for two-sided contrasts the sign is kept, so that
-        opposite features do not cancel in the region's mean. RSA has no such sign. Of a searchlight the centres are
-        taken.
+        opposite features do not cancel in the region's mean. RSA has no such sign, but a direction: features that
+        follow the model are taken, also of a two-sided test, and with the alternative "less" those that run against
+        it. Of a searchlight the centres are taken.
     obs : DataFrame
         The trial table that was fitted, with a column ``text``. *All* its items and texts count as used, those that
         the contrast weighs by zero too.
@@ -122,7 +124,7 @@ def localize(
     >>> localize(CategoricalDesign("kind"), "word - nonword", X, obs, name="words", n_features=1, n_perm=500).feature
     (5,)
     """
-    X, obs, features = trials(X, obs, features)
+    X, obs, features = read_trials(X, obs, features, "localize")
     text_keys(obs)  # refuse a table without texts before the work, not after
     result = FeatureGLM(design, **options).fit(X, obs, features=features).compute_contrast(contrast)
     return select_roi(result, obs, name, n_features=n_features, alpha=alpha, by=by)
@@ -139,7 +141,7 @@ class _Ranking:
     feature: np.ndarray
     size: np.ndarray  # larger speaks more for the alternative; what is not positive is not chosen
     signs: np.ndarray
-    alternative: str
+    direction: str  # in which features are chosen
     valid: np.ndarray
     p_fwer: np.ndarray
     q: np.ndarray
@@ -154,6 +156,13 @@ def _directed(stat: np.ndarray, alternative: str) -> np.ndarray:
 
 
 _DIRECTION = {"two-sided": "either direction", "greater": "positive direction", "less": "negative direction"}
+
+
+_FOLLOWING = {
+    "two-sided": "those that follow the model; tested in either direction",
+    "greater": "those that follow the model",
+    "less": "those that run against the model",
+}
 
 
 def _ranking(result: Any, model: str | None) -> _Ranking:
@@ -184,7 +193,7 @@ def _of_contrast(result: ContrastResult) -> _Ranking:
         feature=result.feature,
         size=_directed(result.stat, result.alternative),
         signs=np.ones(len(result.stat)) if result.is_f else np.nan_to_num(np.sign(result.stat)),
-        alternative=result.alternative,
+        direction=f"lie in the direction of the alternative ({result.alternative})",
         valid=result.valid,
         p_fwer=result.p_fwer,
         q=result.q,
@@ -197,17 +206,18 @@ def _of_contrast(result: ContrastResult) -> _Ranking:
 
 def _of_rsa(result: RSAResult | SearchlightMap, found: RSAMap | SearchlightMap, method: str) -> _Ranking:
     kind = "z" if np.isfinite(found.z[found.valid]).any() else "r"
+    against = result.alternative == "less"
     what = {"rsa": "features", "searchlight": "neighbourhoods, of which the centres are taken,"}[method]
     return _Ranking(
         method=method,
         where=f"RSA model '{found.model}'",
         kind=kind,
-        told=f"{int(found.valid.sum()):,} tested {what} ({_DIRECTION[result.alternative]}) in RSA with the model "
+        told=f"{int(found.valid.sum()):,} tested {what} ({_FOLLOWING[result.alternative]}) in RSA with the model "
         f"'{found.model}' ({result.comparison}), {found.n_items} {several(result.item or 'trial')}",
         feature=result.feature,
-        size=_directed(getattr(found, kind), result.alternative),
+        size=-getattr(found, kind) if against else getattr(found, kind),
         signs=np.ones(len(result.feature)),
-        alternative=result.alternative,
+        direction="run against the model" if against else "follow the model",
         valid=found.valid,
         p_fwer=found.p_fwer,
         q=found.q,
@@ -233,8 +243,7 @@ def _chosen(found: _Ranking, rule: tuple) -> np.ndarray:
             raise InvalidInput(f"select_roi: n_features must be a whole number of at least 1, found {n_features!r}.")
         if len(order) < n_features:
             raise InvalidInput(
-                f"{where}: {len(order)} tested features lie in the direction of the alternative "
-                f"({found.alternative}), fewer than n_features = {n_features}."
+                f"{where}: {len(order)} tested features {found.direction}, fewer than n_features = {n_features}."
             )
         return order[:n_features]
     if isinstance(alpha, bool) or not 0 < alpha < 1:

@@ -10,12 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from neurollm.designs.spec import ContrastSpec, read_design
 from neurollm.errors import InvalidInput
-from neurollm.roi.contents import text_keys, trials
+from neurollm.roi.contents import text_keys
 from neurollm.roi.greedy import greedy_roi
 from neurollm.roi.region import ROI
 from neurollm.roi.selection import localize, select_roi
 from neurollm.roi.stability import stability_roi
 from neurollm.rsa import FeatureRSA
+from neurollm.rsa.rows import read_trials
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +125,7 @@ def make_roi(
         return greedy_roi(design, X, obs, n_features=spec.n_features, **how)
     if spec.method == "stability":
         return stability_roi(design, X, obs, max_false=spec.max_false, **how)
-    X, obs, features = trials(X, obs, features)
+    X, obs, features = read_trials(X, obs, features, "make_roi")
     text_keys(obs)  # refuse a table without texts before the work, not after
     rsa = FeatureRSA(design, models=(spec.model,), comparison=spec.comparison, **options).fit(X, obs, features)
     return select_roi(rsa.result_, obs, name, **rule)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from neurollm.errors import InvalidInput
 from neurollm.random import stream
 from neurollm.roi.contents import item_keys, linked, text_keys
+from neurollm.rsa.models import ModelRDM
+from neurollm.rsa.rows import check_whole
+from neurollm.stats.arrays import by_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +27,7 @@ def split_half(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Two halves of a trial table: one to select features on, one to test them on.
 
-    Items are never divided, and items that share a text stay together.
+    Items are never divided, and items that share a text stay together. The order of the trials does not matter.
 
     Parameters
     ----------
@@ -80,8 +84,9 @@ def folds(obs: pd.DataFrame, item: str | None, n_splits: int, random_state: int,
     Raises
     ------
     InvalidInput
-        There are fewer groups of items than folds.
+        There are fewer groups of items than folds, or `random_state` is not a whole number.
     """
+    check_whole("roi", "random_state", random_state, 0)
     texts = text_keys(obs)
     items = texts if item is None else item_keys(obs, item)
     group = linked(items, texts)
@@ -108,3 +113,41 @@ def folds(obs: pd.DataFrame, item: str | None, n_splits: int, random_state: int,
             own[fold] += sizes[number]
             filled[fold] += sizes[number]
     return fold_of[group]
+
+
+def in_order(X: Any, obs: pd.DataFrame) -> tuple[Any, pd.DataFrame, np.ndarray]:
+    """Trials in the order of what their table says of them, so that no draw or rounding depends on the order given.
+
+    Parameters
+    ----------
+    X : array, shape (n_trials, V)
+    obs : DataFrame
+
+    Returns
+    -------
+    X, obs
+    order : ndarray of int, shape (n_trials,)
+        Where each trial was before.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> in_order(np.array([[1.0], [2.0], [3.0]]), pd.DataFrame({"item": list("bca")}))[2].tolist()
+    [2, 0, 1]
+    """
+    names = [str(name) for name in obs.columns]
+    columns = [obs.iloc[:, place].tolist() for place in sorted(range(len(names)), key=names.__getitem__)]
+    lines = ["\x1f".join(map(str, row)) for row in zip(*columns, strict=True)]
+    order = np.array(sorted(range(len(lines)), key=lines.__getitem__), dtype=int)
+    if (np.diff(order) > 0).all():
+        return X, obs, order
+    X = by_columns(X)
+    return (X.tocsr()[order].tocsc() if hasattr(X, "tocsr") else X[order]), obs.iloc[order], order
+
+
+def moved(model: str | ModelRDM, order: np.ndarray) -> str | ModelRDM:
+    """A model over trials, for the trials in another order."""
+    matrix = np.asarray(model.matrix, float) if isinstance(model, ModelRDM) else np.empty(0)
+    if matrix.shape != (len(order), len(order)):  # a name, or a table that is refused later
+        return model
+    return replace(model, matrix=matrix[np.ix_(order, order)])

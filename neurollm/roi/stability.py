@@ -26,16 +26,17 @@ import numpy as np
 from neurollm.designs import Design
 from neurollm.errors import InvalidInput
 from neurollm.random import stream
-from neurollm.roi.contents import item_keys, linked, text_keys, trials
+from neurollm.roi.contents import item_keys, linked, text_keys
 from neurollm.roi.region import ROI
 from neurollm.roi.selection import used_contents
+from neurollm.roi.splitting import in_order, moved
 from neurollm.rsa.models import ModelRDM
-from neurollm.rsa.rows import ModelRows
+from neurollm.rsa.rows import ModelRows, check_whole, read_trials
 from neurollm.stats.arrays import dense, take_rows
 from neurollm.stats.rdms.forms import pair_classes
-from neurollm.stats.rdms.scores import rsa_scores
+from neurollm.stats.rdms.scores import feature_scores, rsa_scores
 from neurollm.stats.rdms.space import RDMSpace
-from neurollm.validation import listed, several
+from neurollm.validation import listed, several, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -213,6 +214,8 @@ def stability_selection(
     ------
     InvalidInput
         An option is wrong, the table has no texts, or there are fewer than four independent groups of items.
+    DataMismatch
+        Rows or ids do not go with the activations.
 
     Examples
     --------
@@ -226,49 +229,45 @@ def stability_selection(
     >>> found.feature[found.selected].tolist(), found.n_selected, round(found.expected_false, 2)
     ([0, 1, 2], 7, 0.26)
     """
-    X, obs, features = trials(X, obs, features)
+    X, obs, features = read_trials(X, obs, features, "stability_selection")
+    for word, value, least in (
+        ("n_pairs", n_pairs, 1),
+        ("min_active", min_active, 0),
+        ("random_state", random_state, 0),
+    ):
+        check_whole("stability selection", word, value, least)
+    _check_score(score, comparison)
+    X, obs, order = in_order(X, obs)
     contents = used_contents(obs, design.item)
-    rows = ModelRows.of(design, model if score == "rsa" else "categorical", X, obs, scale)
+    rows = ModelRows.of(design, moved(model, order) if score == "rsa" else "categorical", X, obs, scale)
     valid = RDMSpace(rows.values, "whitened").valid & (rows.n_active >= min_active)
     candidates = np.flatnonzero(valid)
     q = _quota(n_selected, max_false, (threshold, n_pairs, assumption), candidates.size)
-    group, strata = _groups(design, obs, rows)
+    expected = false_selections(q, candidates.size, threshold, n_pairs, assumption)
+    groups = _groups(design, obs, rows)
     values = rows.values[:, candidates]
-    if score == "rsa":
-        one_sided, told = True, f"RSA with the model '{rows.model.name}' ({comparison})"
+    one_sided = score == "rsa"
+    if one_sided:
+        told = f"RSA with the model '{rows.model.name}' ({comparison})"
 
         def scored(own: np.ndarray) -> np.ndarray:
             return rsa_scores(take_rows(values, own), rows.matrix[np.ix_(own, own)], comparison)
 
-    elif callable(score):
+    else:
         y, level = _labels(design, rows, target)
-        one_sided, told = False, f"{getattr(score, '__name__', 'a score')} of '{level}'"
+        told = f"{getattr(score, '__name__', 'a score')} of '{level}'"
 
         def scored(own: np.ndarray) -> np.ndarray:
-            return np.asarray(score(dense(take_rows(values, own)), y[own]), float)
+            return _numbers(score(dense(take_rows(values, own)), y[own]), candidates.size)
 
-    else:
-        raise InvalidInput(f"stability selection: score is {score!r}; it must be 'rsa' or a function of X and y.")
-    chosen, mean = half_choices(scored, (group, strata), q, n_pairs, random_state, one_sided=one_sided)
+    chosen, mean = half_choices(scored, groups, q, n_pairs, random_state, one_sided=one_sided)
     frequency, sign = np.full(len(features), np.nan), np.ones(len(features), int)
     frequency[candidates] = chosen
     sign[candidates] = 1 if one_sided else np.where(mean < 0, -1, 1)
     kept = np.flatnonzero(frequency >= threshold - 1e-9)
-    return StabilitySelection(
-        features,
-        frequency,
-        sign,
-        kept[np.argsort(-frequency[kept], kind="stable")],
-        told,
-        threshold,
-        q,
-        n_pairs,
-        candidates.size,
-        rows.exchange.n_items,
-        assumption,
-        false_selections(q, candidates.size, threshold, n_pairs, assumption),
-        *contents,
-    )
+    kept = kept[np.argsort(-frequency[kept], kind="stable")]
+    counts = (threshold, q, n_pairs, candidates.size, rows.exchange.n_items)
+    return StabilitySelection(features, frequency, sign, kept, told, *counts, assumption, expected, *contents)
 
 
 def false_selections(
@@ -304,7 +303,8 @@ def false_selections(
     """
     theta, tau, B = n_selected / n_candidates, threshold, n_pairs
     if assumption not in ("none", "unimodal"):
-        raise InvalidInput(f"stability selection: assumption is {assumption!r}; it must be 'none' or 'unimodal'.")
+        raise InvalidInput(f"stability selection: assumption is {shown(assumption)}; it must be 'none' or 'unimodal'.")
+    _check_number("threshold", tau)
     if not 0.5 < tau <= 1:
         raise InvalidInput(f"stability selection: threshold must be above 0.5 and at most 1, found {tau!r}.")
     if assumption == "none":
@@ -423,12 +423,36 @@ class StabilitySelector:
         return np.lexsort((-mean, -frequency))[: self.n_features]
 
 
+def _check_score(score: Any, comparison: Any) -> None:
+    if not callable(score) and (not isinstance(score, str) or score != "rsa"):
+        raise InvalidInput(f"stability selection: score is {shown(score)}; it must be 'rsa' or a function of X and y.")
+    # The name of the comparison is checked before the data are read.
+    feature_scores(np.zeros((3, 0)), np.array([[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]), comparison)
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        raise InvalidInput(f"stability selection: {name} must be a number, found {shown(value)}.")
+
+
+def _numbers(found: Any, count: int) -> np.ndarray:
+    """What a score function returned, if there is a number for every feature."""
+    try:
+        numbers = np.asarray(found, float)
+    except (TypeError, ValueError):
+        raise InvalidInput(f"stability selection: the score must return numbers, found {shown(found)}.") from None
+    if numbers.shape != (count,):
+        raise InvalidInput(
+            f"stability selection: the score must return one number for each of the {count} features it is given, "
+            f"found shape {numbers.shape}."
+        )
+    return numbers
+
+
 def _quota(n_selected: Any, max_false: Any, rule: tuple[float, int, Assumption], n_candidates: int) -> int:
     """q, checked or from the number of false selections."""
-    n_pairs = rule[1]
-    if isinstance(n_pairs, bool) or not isinstance(n_pairs, (int, np.integer)) or n_pairs < 1:
-        raise InvalidInput(f"stability selection: n_pairs must be a whole number of at least 1, found {n_pairs!r}.")
     if n_selected is None:
+        _check_number("max_false", max_false)
         if not max_false > 0:
             raise InvalidInput(f"stability selection: max_false must be above 0, found {max_false!r}.")
         found = int(np.sqrt(max_false / false_selections(1, max(n_candidates, 2), *rule)))  # it grows with q²
@@ -437,11 +461,8 @@ def _quota(n_selected: Any, max_false: Any, rule: tuple[float, int, Assumption],
                 f"stability selection: with {n_candidates} features no choice keeps fewer than {max_false:g} false "
                 "ones in expectation; allow more or raise the threshold."
             )
-        n_selected = min(found, n_candidates)
-    if isinstance(n_selected, bool) or not isinstance(n_selected, (int, np.integer)) or n_selected < 1:
-        raise InvalidInput(
-            f"stability selection: n_selected must be a whole number of at least 1, found {n_selected!r}."
-        )
+        n_selected = min(found, max(n_candidates, 1))
+    check_whole("stability selection", "n_selected", n_selected, 1)
     if n_candidates <= n_selected:
         raise InvalidInput(
             f"stability selection: {n_candidates} features vary, too few to choose {n_selected} of them."

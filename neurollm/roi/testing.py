@@ -17,9 +17,9 @@ import numpy as np
 from neurollm.designs import Design
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.glm import ContrastResult, FeatureGLM
-from neurollm.roi.contents import trials
 from neurollm.roi.disjoint import check_disjoint
 from neurollm.roi.region import ROI
+from neurollm.rsa.rows import read_trials
 from neurollm.stats.arrays import by_columns, dense
 from neurollm.stats.effects import small_sample_factor
 from neurollm.stats.evidence import bayes_factor, equivalence
@@ -136,7 +136,7 @@ def test_roi(
     >>> bool(found.score.p_fwer[0] < 0.05), found.bayes_factor > 3
     (True, True)
     """
-    X, obs, features = trials(X, obs, features)
+    X, obs, features = read_trials(X, obs, features, "test_roi")
     check_disjoint(roi, obs, design.item)
     if bounds is not None and not roi.is_declared:
         raise InvalidInput(

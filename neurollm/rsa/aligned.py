@@ -18,7 +18,8 @@ from neurollm.designs import Design
 from neurollm.designs.base import counted
 from neurollm.errors import InvalidInput
 from neurollm.rsa.exchange import Exchange, exchange
-from neurollm.rsa.models import ModelRDM, Rows, model_rdms
+from neurollm.rsa.models import ModelRDM, Rows
+from neurollm.rsa.rows import one_model
 from neurollm.rsa.windows import Windows
 from neurollm.stats.arrays import by_columns, combine_rows
 from neurollm.stats.shufflings import Shuffling, whole_item, within_item
@@ -93,11 +94,11 @@ def aligned_rows(design: Design, windows: Windows, model: str | ModelRDM, whole:
     Raises
     ------
     InvalidInput
-        No item exists, nothing can be exchanged, or the interaction cannot be tested with positions missing.
+        No item exists, the model is unknown or stands for several, or nothing can be exchanged.
     """
     table = design.table(windows.obs)
     rows = Rows.of(design, windows.obs, table)
-    chosen = model_rdms((model,), rows)[0]
+    chosen = one_model(model, rows)
     how = exchange(design, table, chosen)
     n_present = np.zeros((table.n_rows, len(windows.positions)), int)
     np.add.at(n_present, rows.row, windows.present)
@@ -119,11 +120,6 @@ def aligned_rows(design: Design, windows: Windows, model: str | ModelRDM, whole:
         )
     inside = np.flatnonzero(np.repeat(kept, width))
     weights = None if how.weights is None else how.weights[inside][:, inside]
-    if weights is not None and not (kept.all() and patterns.max() == 0) and _couples_items(weights, width):
-        raise InvalidInput(
-            f"time-resolved RSA: the interaction of factors that vary between {unit} needs all of them at every "
-            "position; choose a span that all of them have."
-        )
     taken = how.rows[inside]
     order = np.argsort(rows.row, kind="stable")
     sizes = table.n_trials
@@ -151,11 +147,6 @@ def _kept_shuffling(scheme: Shuffling, kept: np.ndarray, patterns: np.ndarray) -
     codes, blocks = np.array(scheme.codes)[kept], np.array(scheme.blocks)[kept]
     blocks = np.unique(np.stack([blocks, patterns]), axis=1, return_inverse=True)[1].ravel()
     return whole_item(codes, blocks, scheme.rows_per_item)
-
-
-def _couples_items(weights: sparse.csr_array, width: int) -> bool:
-    entries = weights.tocoo()
-    return bool((entries.row // width != entries.col // width).any())
 
 
 def _told(how: Exchange, shuffling: Shuffling, unit: str, n: int, patterns: np.ndarray) -> str:

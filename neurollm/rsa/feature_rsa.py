@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from neurollm.progress import Progress
 from neurollm.rsa.exchange import Exchange, exchange, smallest_p_of_active
 from neurollm.rsa.models import ModelRDM, Rows, model_rdms
 from neurollm.rsa.result import RSAMap, RSAResult
-from neurollm.rsa.rows import entering_rows, read_trials, repeated_rows
+from neurollm.rsa.rows import SCALES, check_whole, drawn, entering_rows, read_trials, repeated_rows
 from neurollm.stats import adjust
 from neurollm.stats.rdms.ceilings import ceiling
 from neurollm.stats.rdms.crossvalidated import CrossvalidatedScores
@@ -24,16 +23,13 @@ from neurollm.stats.rdms.layers import attribution, layer_score
 from neurollm.stats.rdms.model import pair_model
 from neurollm.stats.rdms.nulls import FLAT, Null, permutation_null
 from neurollm.stats.rdms.scores import feature_scores
-from neurollm.stats.transforms import TRANSFORMS
 from neurollm.validation import listed, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
 CROSSVALIDATED = "crossvalidated"
-FEW_SHUFFLINGS = 20
 ALTERNATIVES = ("two-sided", "greater", "less")
-SCALES = tuple(name for name in TRANSFORMS if name != "rank")  # of distances, ranks are a comparison
 
 
 class FeatureRSA(BaseEstimator):
@@ -273,10 +269,7 @@ class FeatureRSA(BaseEstimator):
             mean, sd = moments
             blank = np.full(r.size, np.nan)
             return Null((r - mean) / np.where(sd > FLAT, sd, np.nan), blank, blank, np.empty(0), mean, sd, 0, False)
-        draws = how.shuffling.draw(self.n_perm, self.random_state)
-        if len(draws) < FEW_SHUFFLINGS:
-            least = 1 / (len(draws) + (not draws.exhaustive))
-            warnings.warn(f"RSA: {len(draws)} shufflings are used, so no p is below {least:.2g}.", stacklevel=4)
+        draws = drawn(how.shuffling, self.n_perm, self.random_state, stacklevel=4)
         progress.skip(n_features * self.n_perm - r.size * len(draws))
         return permutation_null(
             scores,
@@ -300,9 +293,7 @@ class FeatureRSA(BaseEstimator):
         if self.scale not in SCALES:
             raise InvalidInput(f"FeatureRSA: scale is {self.scale!r}; it is one of {listed(SCALES)}.")
         for name in ("n_perm", "min_active", "random_state"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-                raise InvalidInput(f"FeatureRSA: {name} must be a whole number of at least 0, found {value!r}.")
+            check_whole("FeatureRSA", name, getattr(self, name), 0)
         if self.distance == CROSSVALIDATED:
             if self.comparison not in ("cosine", "pearson", "whitened") or _list(self.nuisance):
                 raise InvalidInput(

@@ -20,6 +20,7 @@ import numpy as np
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.rsa.comparators import WHITENED, Comparison, check_comparison, compare_rdms
+from neurollm.rsa.rows import check_whole
 from neurollm.rsa.tables import check_same_conditions
 from neurollm.rsa.toolbox import check_rdms, named_matrices, rdm_names, rsatoolbox_rdms, square
 from neurollm.stats.maxima import StepDown, share, tied_down
@@ -220,6 +221,9 @@ def _draws(shuffling: Shuffling | None, blocks: Any, kept: np.ndarray, n: int, n
     """The arrangements of the conditions that are left."""
     import pandas as pd
 
+    check_whole("permute_conditions", "random_state", random_state, 0)
+    if isinstance(n_perm, bool) or not isinstance(n_perm, (int, np.integer)):
+        raise InvalidInput(f"n_perm must be a whole number, found {shown(n_perm)}.")
     if n_perm < 20:
         raise InvalidInput(f"n_perm is {n_perm}; a permutation test needs at least 20, better 5000.")
     if shuffling is None:

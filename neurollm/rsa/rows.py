@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,14 @@ from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.rsa.exchange import Exchange, exchange
 from neurollm.rsa.models import ModelRDM, Rows, model_rdms
 from neurollm.stats.arrays import by_columns, canonical_columns, column_blocks, combine_rows, take_rows
-from neurollm.stats.transforms import TRANSFORMS
-from neurollm.validation import listed
+from neurollm.stats.shufflings import Draws, Shuffling
+from neurollm.validation import closest, listed, shown
 
 if TYPE_CHECKING:
     import pandas as pd
+
+SCALES = ("raw", "log1p", "binary")  # of distances, ranks are a comparison
+FEW_SHUFFLINGS = 20
 
 
 @dataclass(frozen=True)
@@ -72,17 +76,73 @@ class ModelRows:
         InvalidInput
             The scale or the model does not exist, or nothing can be exchanged.
         """
-        if scale not in TRANSFORMS:
-            raise InvalidInput(f"RSA: scale is {scale!r}; it is one of {listed(TRANSFORMS)}.")
+        if not isinstance(scale, str) or scale not in SCALES:
+            hint = closest(str(scale), SCALES) or "."
+            raise InvalidInput(f"RSA: scale is {shown(scale)}; it is one of {listed(SCALES)}{hint}")
         table = design.table(obs, X, scale, n_jobs)
-        found = model_rdms([model], Rows.of(design, obs, table))
-        if len(found) > 1:
-            names = listed(one.name for one in found)
-            raise InvalidInput(f"RSA: {model!r} stands for {len(found)} models; name one of {names}.")
-        how = exchange(design, table, found[0])
+        found = one_model(model, Rows.of(design, obs, table))
+        how = exchange(design, table, found)
         values, n_active = entering_rows(table, how, n_jobs)
-        matrix = found[0].matrix[np.ix_(how.rows, how.rows)]
-        return cls(values, matrix, table.item_codes[how.rows], n_active, found[0], how, table)
+        matrix = found.matrix[np.ix_(how.rows, how.rows)]
+        return cls(values, matrix, table.item_codes[how.rows], n_active, found, how, table)
+
+
+def one_model(model: str | ModelRDM, rows: Rows) -> ModelRDM:
+    """Read a model where only one can be tested.
+
+    Parameters
+    ----------
+    model : str or ModelRDM
+        See `neurollm.rsa.models`.
+    rows : Rows
+
+    Returns
+    -------
+    ModelRDM
+
+    Raises
+    ------
+    InvalidInput
+        The model does not exist, or the name stands for several.
+    """
+    found = model_rdms([model], rows)
+    if len(found) > 1:
+        names = listed(one.name for one in found)
+        raise InvalidInput(f"RSA: {model!r} stands for {len(found)} models; name one of {names}.")
+    return found[0]
+
+
+def drawn(shuffling: Shuffling, n_perm: int, random_state: int, stacklevel: int) -> Draws:
+    """Shufflings of a test, with a warning if they are few.
+
+    Parameters
+    ----------
+    shuffling : Shuffling
+    n_perm, random_state : int
+    stacklevel : int
+        Frames between this function and the call that the warning is about.
+
+    Returns
+    -------
+    Draws
+    """
+    draws = shuffling.draw(n_perm, random_state)
+    if len(draws) < FEW_SHUFFLINGS:
+        least = 1 / (len(draws) + (not draws.exhaustive))
+        text = f"RSA: {len(draws)} shufflings are used, so no p is below {least:.2g}."
+        warnings.warn(text, stacklevel=stacklevel + 1)
+    return draws
+
+
+def check_whole(where: str, name: str, value: Any, least: int) -> None:
+    """Refuse what is not a whole number of at least `least`.
+
+    Raises
+    ------
+    InvalidInput
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise InvalidInput(f"{where}: {name} must be a whole number of at least {least}, found {shown(value)}.")
 
 
 def read_trials(X: Any, obs: Any, features: Any, where: str) -> tuple[Any, pd.DataFrame, np.ndarray]:
@@ -91,7 +151,7 @@ def read_trials(X: Any, obs: Any, features: Any, where: str) -> tuple[Any, pd.Da
     Raises
     ------
     InvalidInput
-        The trial table is missing, or an AnnData comes with a second one.
+        The trial table is missing, an AnnData comes with a second one, or X is not a table.
     DataMismatch
         Rows or ids do not go with the activations.
     """
@@ -101,13 +161,26 @@ def read_trials(X: Any, obs: Any, features: Any, where: str) -> tuple[Any, pd.Da
         return X.X, X.obs, np.asarray(X.var.get("feature", X.var_names))
     if not hasattr(obs, "columns"):
         raise InvalidInput(f"{where}: expected a trial table with one row per trial, found {type(obs).__name__}.")
+    shape = _shape(X)
+    if len(shape) != 2:
+        raise InvalidInput(f"{where}: X must be a table of trials × features, found shape {shape}.")
+    if shape[0] != len(obs):
+        raise DataMismatch(f"{where}: X has shape {shape} but the trial table has {len(obs)} rows.")
     X = by_columns(X)
-    if X.ndim != 2 or X.shape[0] != len(obs):
-        raise DataMismatch(f"{where}: X has shape {tuple(X.shape)} but the trial table has {len(obs)} rows.")
-    ids = np.arange(X.shape[1]) if features is None else np.asarray(features)
-    if len(ids) != X.shape[1]:
-        raise DataMismatch(f"{where}: {len(ids)} feature ids were given for {X.shape[1]} columns.")
+    ids = np.arange(shape[1]) if features is None else np.asarray(features)
+    if ids.ndim != 1:
+        raise InvalidInput(f"{where}: features must be a list of ids, found {shown(features)}.")
+    if len(ids) != shape[1]:
+        raise DataMismatch(f"{where}: {len(ids)} feature ids were given for {shape[1]} columns.")
     return X, obs, ids
+
+
+def _shape(X: Any) -> tuple[int, ...]:
+    """Shape of an array or of lists; that of uneven lists is unknown."""
+    try:
+        return tuple(np.shape(X))
+    except ValueError:
+        return ()
 
 
 def repeated_rows(design: Design, data: tuple[Any, pd.DataFrame], how: Exchange, table: ItemTable, scale: str) -> list:

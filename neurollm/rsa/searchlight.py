@@ -21,12 +21,14 @@ from neurollm.designs.table import trials_digest
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.progress import Progress
 from neurollm.rsa.models import ModelRDM
-from neurollm.rsa.rows import ModelRows, read_trials
+from neurollm.rsa.rows import ModelRows, check_whole, drawn, read_trials
 from neurollm.stats import adjust
+from neurollm.stats.arrays import is_torch
 from neurollm.stats.rdms.greedy import region_ceiling
 from neurollm.stats.rdms.model import centred_kernel
 from neurollm.stats.rdms.neighbourhoods import NeighbourhoodScores, neighbourhood_null, neighbourhoods
 from neurollm.stats.rdms.nulls import Null
+from neurollm.validation import several, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -114,22 +116,36 @@ class SearchlightMap:
     def verdict(self, alpha: float = 0.05) -> str:
         """The result in one sentence."""
         tested = int(self.valid.sum())
+        unit = several(self.item or "trial")
+        left = f"; {self.n_dropped:,} {unit} without all conditions were left out" if self.n_dropped else ""
         if not tested:
-            return f"{self.model}: none of the {len(self.feature):,} neighbourhoods could be tested."
+            why = f"{self._why_nothing()}{left}"
+            return f"{self.model}: none of the {len(self.feature):,} neighbourhoods could be tested: {why}."
         size = {"two-sided": np.abs(self.r), "greater": self.r, "less": -self.r}[self.alternative]
         best = int(np.nanargmax(np.where(self.valid, size, np.nan)))
         bound = "" if np.isnan(self.ceiling) else f" of at most {self.ceiling:.3f}"
         top = f"largest around feature {self.feature[best]}, r = {self.r[best]:.3f}{bound}"
         members = f"up to {int(self.n_members.max())} features each"
         if not self.n_perm:
-            return f"{self.model}: {tested:,} neighbourhoods of {members} scored without a test ({top})."
+            return f"{self.model}: {tested:,} neighbourhoods of {members} scored without a test ({top}{left})."
         found = self.valid & (self.p_fwer <= alpha)
         covered = int((found.astype(float) @ self.members > 0).sum())
+        n_against = int((self.r[found] < 0).sum())
+        against = f" and {n_against:,} run against it" if n_against else ""
         return (
-            f"{self.model}: {int(found.sum()):,} of {tested:,} neighbourhoods ({members}; {covered:,} features are in "
-            f"one of them) follow the model at family-wise p ≤ {alpha:g} ({self.alternative}, {self.comparison}, "
-            f"{self.n_perm:,} {'possible' if self.exhaustive else 'random'} shufflings of {self.n_items} items; {top})."
+            f"{self.model}: {int(found.sum()) - n_against:,} of {tested:,} neighbourhoods ({members}) follow the model"
+            f"{against} at family-wise p ≤ {alpha:g} ({covered:,} features are in one of them; {self.alternative}, "
+            f"{self.comparison}, {self.n_perm:,} {'possible' if self.exhaustive else 'random'} shufflings of "
+            f"{self.n_items} {unit}, smallest p possible {self.smallest_p:.2g}; {top}{left})."
         )
+
+    def _why_nothing(self) -> str:
+        if not len(self.feature):
+            return "there are no features"
+        if np.isfinite(self.r).any():
+            return "no arrangement that was used changes a score"
+        active = f" is active in at least {self.min_active} of {self.n_rows} rows," if self.min_active else ""
+        return f"no feature varies,{active} and has a direction or neighbourhood"
 
 
 class Searchlight(BaseEstimator):
@@ -204,9 +220,7 @@ class Searchlight(BaseEstimator):
         self.fdr = fdr
         self.verbose = verbose
 
-    def fit(
-        self, X: Any, obs: pd.DataFrame | None = None, directions: Any = None, features: Any = None
-    ) -> Searchlight:
+    def fit(self, X: Any, obs: pd.DataFrame | None = None, directions: Any = None, features: Any = None) -> Searchlight:
         """Score and test all neighbourhoods.
 
         Parameters
@@ -233,7 +247,7 @@ class Searchlight(BaseEstimator):
         """
         self._check_parameters()
         X, obs, features = read_trials(X, obs, features, "Searchlight")
-        _check_directions(directions, X.shape[1])
+        directions = _read_directions(directions, X.shape[1])
         rows = ModelRows.of(self.design, self.model, X, obs, self.scale)
         tested = np.flatnonzero(rows.n_active >= self.min_active)
         members = self._members(directions, tested)
@@ -308,7 +322,7 @@ class Searchlight(BaseEstimator):
     def _null(self, rows: ModelRows, scores: NeighbourhoodScores, observed: np.ndarray) -> Null | None:
         if not self.n_perm:
             return None
-        draws = rows.exchange.shuffling.draw(self.n_perm, self.random_state)
+        draws = drawn(rows.exchange.shuffling, self.n_perm, self.random_state, stacklevel=4)
         moments = scores.moments() if rows.exchange.is_free else None
         with Progress(
             "searchlight", len(draws) * (2 if moments is None else 1), "shufflings", self.verbose
@@ -325,25 +339,33 @@ class Searchlight(BaseEstimator):
     def _members(self, directions: Any, tested: np.ndarray) -> sparse.csr_array:
         if sparse.issparse(directions):
             return sparse.csr_array(directions)[tested][:, tested]
-        return neighbourhoods(np.asarray(directions)[tested], self.k)
+        return neighbourhoods(directions[tested], self.k)
 
     def _check_parameters(self) -> None:
         if self.alternative not in ALTERNATIVES:
             raise InvalidInput(
-                f"Searchlight: alternative is {self.alternative!r}; it must be 'two-sided', 'greater' or 'less'."
+                f"Searchlight: alternative is {shown(self.alternative)}; it must be 'two-sided', 'greater' or 'less'."
             )
         for name in ("k", "n_perm", "min_active", "random_state"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 0:
-                raise InvalidInput(f"Searchlight: {name} must be a whole number of at least 0, found {value!r}.")
+            check_whole("Searchlight", name, getattr(self, name), 0)
 
 
-def _check_directions(directions: Any, count: int) -> None:
+def _read_directions(directions: Any, count: int) -> Any:
+    """Directions as ndarray, or neighbourhoods as they are, if they are of these features."""
     is_graph = sparse.issparse(directions)
-    shape = directions.shape if is_graph else np.shape(directions)
+    if is_torch(directions):
+        directions = directions.detach().cpu()
+        directions = (directions if directions.element_size() == 8 else directions.float()).numpy()
+    elif not is_graph:
+        try:
+            directions = np.asarray(directions)
+        except ValueError:
+            raise InvalidInput("Searchlight: directions must be a table of numbers, one row per feature.") from None
+    shape = directions.shape
     if len(shape) != 2 or shape[0] != count or (is_graph and shape[1] != count):
         wanted = f"({count}, {count})" if is_graph else f"({count}, d)"
         raise DataMismatch(f"Searchlight: directions have shape {tuple(shape)}; expected {wanted}.")
+    return directions
 
 
 def _widened(members: sparse.csr_array, tested: np.ndarray, count: int) -> sparse.csr_array:

@@ -13,7 +13,8 @@ from neurollm.designs import Design
 from neurollm.errors import InvalidInput
 from neurollm.progress import Progress
 from neurollm.rsa.exchange import exchange
-from neurollm.rsa.models import ModelRDM, Rows, model_rdms
+from neurollm.rsa.models import ModelRDM, Rows
+from neurollm.rsa.rows import check_whole, one_model
 from neurollm.rsa.windows import token_table
 from neurollm.stats.rdms.nulls import extremity, permutation_null
 from neurollm.stats.rdms.pairs import rdm_scores
@@ -87,7 +88,7 @@ class SequenceRDM:
         _check_test(comparison, alternative, n_perm)
         table = design.table(self.obs)
         rows = Rows.of(design, self.obs, table)
-        chosen = model_rdms((model,), rows)[0]
+        chosen = one_model(model, rows)
         how = exchange(design, table, chosen)
         if how.weights is not None:
             raise InvalidInput(
@@ -171,8 +172,10 @@ class SequenceResult:
         best = tested[np.argmax(extremity(self.z[tested], self.alternative))]
         name = "the region" if str(self.feature[best]) == "region" else f"feature {self.feature[best]}"
         dropped = f"; {self.n_dropped} items were dropped" if self.n_dropped else ""
+        found = self.r[self.p_fwer <= alpha]
+        against = f" and {int((found < 0).sum()):,} run against it" if (found < 0).any() else ""
         return (
-            f"{self.model}: {int((self.p_fwer <= alpha).sum()):,} of {tested.size:,} tested RDMs follow the model at "
+            f"{self.model}: {int((found >= 0).sum()):,} of {tested.size:,} tested RDMs follow the model{against} at "
             f"family-wise p ≤ {alpha:g} ({self.alternative}, {self.n_perm:,} {'all' if self.exhaustive else 'random'} "
             f"shufflings of {self.n_items} items, {self.n_trials:,} trials); strongest: {name}, "
             f"r = {self.r[best]:.3f}, p = {self.p_fwer[best]:.2g}. "
@@ -257,5 +260,4 @@ def _check_test(comparison: str, alternative: str, n_perm: int) -> None:
     ]:
         if value not in known:
             raise InvalidInput(f"sequence RSA: {name} is {value!r}; it is one of {listed(known)}.")
-    if isinstance(n_perm, bool) or not isinstance(n_perm, (int, np.integer)) or n_perm < 1:
-        raise InvalidInput(f"sequence RSA: n_perm must be a whole number of at least 1, found {n_perm!r}.")
+    check_whole("sequence RSA", "n_perm", n_perm, 1)

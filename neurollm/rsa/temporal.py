@@ -13,7 +13,8 @@ from neurollm.errors import InvalidInput
 from neurollm.progress import Progress
 from neurollm.rsa.aligned import AlignedRows, aligned_rows
 from neurollm.rsa.models import ModelRDM
-from neurollm.rsa.temporal_result import TimeResolvedResult
+from neurollm.rsa.rows import SCALES, check_whole
+from neurollm.rsa.temporal_result import FEWEST_ROWS, TimeResolvedResult
 from neurollm.rsa.windows import Windows
 from neurollm.stats.arrays import dense
 from neurollm.stats.rdms import DISTANCES, feature_scores
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
 PER = ("position", "window")
-SCALES = ("raw", "log1p", "binary")
 ALTERNATIVES = ("two-sided", "greater", "less")
-FEWEST_ROWS = 4
 
 Score = Callable[[np.ndarray, slice], np.ndarray]
 
@@ -53,8 +52,9 @@ class TimeResolvedRSA(BaseEstimator):
         First and last position, in tokens from the event.
     per : {"position", "window"}
         Every position by itself, or the pattern over all of them as one (then only items that have every position).
-    region : sequence of feature ids, optional
-        One RDM of these features together instead of one for each feature.
+    region : sequence of feature ids or ROI, optional
+        One RDM of these features together instead of one for each feature. A region that was selected is refused on
+        the items and texts of its selection.
     comparison : str, default="pearson"
         For features per position as in `FeatureRSA`; for windows and regions "pearson", "cosine" or "whitened".
     distance : {"squared", "absolute", "correlation"}
@@ -135,7 +135,7 @@ class TimeResolvedRSA(BaseEstimator):
             Trials with one row per token (``FeatureMasker(pool="none")``), or windows made of them.
         y : None
         anchors : mapping from stimulus_id to int, optional
-            Token position of every target, for ``align="target"`` (see `target_anchors`).
+            Token position of every target, for ``align="target"`` (see `target_anchors`); ids are compared as text.
 
         Returns
         -------
@@ -145,12 +145,11 @@ class TimeResolvedRSA(BaseEstimator):
         ------
         InvalidInput
             A parameter, model or column that does not exist or does not fit; nothing can be exchanged.
+        DataMismatch
+            The region was selected on items or texts of these trials.
         """
         self._check_parameters()
-        made = isinstance(trials, Windows)
-        windows = trials if made else Windows.from_trials(trials, self.align, self.span, anchors)
-        if self.region is not None:
-            windows = windows.take(self.region)
+        windows = self._windows(trials, anchors)
         whole = self.per == "window"
         rows = aligned_rows(self.design, windows, self.model, whole)
         columns = [np.arange(len(windows.positions))] if whole else np.arange(len(windows.positions))[:, None]
@@ -158,6 +157,25 @@ class TimeResolvedRSA(BaseEstimator):
         self.windows_ = windows
         self.result_ = self._result(windows, rows, parts)
         return self
+
+    def _windows(self, trials: AnnData | Windows, anchors: Mapping[str, int] | None) -> Windows:
+        """The windows, of the region's features if there is one."""
+        if isinstance(trials, Windows):
+            windows = trials
+        elif hasattr(trials, "obs") and hasattr(trials, "var"):
+            if isinstance(anchors, Mapping):
+                anchors = {str(stimulus): position for stimulus, position in anchors.items()}
+            windows = Windows.from_trials(trials, self.align, self.span, anchors)
+        else:
+            raise InvalidInput(
+                "TimeResolvedRSA: trials must be an AnnData with one row per token, from FeatureMasker(pool='none'), "
+                f"or Windows made of it; found {type(trials).__name__}."
+            )
+        if self.region is None:
+            return windows
+        if hasattr(self.region, "check_disjoint"):  # an ROI, which knows the contents it was selected on
+            self.region.check_disjoint(windows.obs, self.design.item)
+        return windows.take(getattr(self.region, "feature", self.region))
 
     def to_frame(self) -> pd.DataFrame:
         """The table of `result_`."""
@@ -211,6 +229,7 @@ class TimeResolvedRSA(BaseEstimator):
             n_items=rows.n_items,
             n_dropped=rows.n_dropped,
             n_dropped_trials=len(windows.dropped),
+            min_active=int(self.min_active),
             n_perm=null.n_perm,
             random_state=int(self.random_state),
             exhaustive=null.exhaustive,
@@ -235,11 +254,7 @@ class TimeResolvedRSA(BaseEstimator):
                     f"TimeResolvedRSA: {name} is {shown(getattr(self, name))}; here it is one of {listed(values)}."
                 )
         for name, least in (("n_perm", 1), ("min_active", 0), ("random_state", 0)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise InvalidInput(
-                    f"TimeResolvedRSA: {name} must be a whole number of at least {least}, found {shown(value)}."
-                )
+            check_whole("TimeResolvedRSA", name, getattr(self, name), least)
 
 
 class _Part:

@@ -15,6 +15,8 @@ from neurollm.validation import shown
 if TYPE_CHECKING:
     import pandas as pd
 
+FEWEST_ROWS = 4
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -59,7 +61,7 @@ class TimeResolvedResult:
     model, comparison, distance, alternative, align : str
     n_items, n_dropped, n_dropped_trials : int
         Items that enter; those without all conditions; stimuli without the event or any token in the span.
-    n_perm, random_state : int
+    min_active, n_perm, random_state : int
     exhaustive : bool
     exchange : str
         What was exchanged.
@@ -84,6 +86,7 @@ class TimeResolvedResult:
     n_items: int
     n_dropped: int
     n_dropped_trials: int
+    min_active: int
     n_perm: int
     random_state: int
     exhaustive: bool
@@ -150,19 +153,33 @@ class TimeResolvedResult:
         """The result in one sentence."""
         T, V = self.r.shape
         peak = self.peak
+        dropped = self.n_dropped or self.n_dropped_trials
+        left = f"; {self.n_dropped:,} items and {self.n_dropped_trials:,} trials were dropped" if dropped else ""
         if peak is None:
-            return f"{self.model}: nothing could be tested at {T} positions × {V:,} features."
-        found = int((self.p_fwer <= alpha).sum())
+            return (
+                f"{self.model}: nothing could be tested at {T} positions × {V:,} features: {self._why_nothing()}{left}."
+            )
+        found = self.r[self.p_fwer <= alpha]
+        against = f" and {int((found < 0).sum()):,} run against it" if (found < 0).any() else ""
         what = "the region" if V == 1 and self.feature[0] == "region" else f"feature {peak.feature}"
         where = f"position{'s' if isinstance(peak.position, str) else ''} {peak.position} from the {self.align}"
         tied = f", tied with {peak.n_tied:,} others" if peak.n_tied else ""
         how = "all" if self.exhaustive else "random"
         low, high = int(self.n_trials.min()), int(self.n_trials.max())
         trials = f"{low:,} trials" if low == high else f"{low:,} to {high:,} trials at a position"
-        left = f"; {self.n_dropped:,} items and {self.n_dropped_trials:,} trials were dropped"
         return (
-            f"{self.model}: {found:,} of {self.n_tested:,} tested pairs of position and feature follow the model at "
-            f"family-wise p ≤ {alpha:g} ({self.alternative}, {self.n_perm:,} {how} shufflings of {self.n_items} items, "
-            f"{trials}); strongest: {what} at {where}, r = {peak.r:.3f}, z = {peak.z:.2f}, p = {peak.p_fwer:.2g}{tied}"
-            f"{left if self.n_dropped or self.n_dropped_trials else ''}."
+            f"{self.model}: {int((found >= 0).sum()):,} of {self.n_tested:,} tested pairs of position and feature "
+            f"follow the model{against} at family-wise p ≤ {alpha:g} ({self.alternative}, {self.n_perm:,} {how} "
+            f"shufflings of {self.n_items} items, {trials}); strongest: {what} at {where}, r = {peak.r:.3f}, "
+            f"z = {peak.z:.2f}, p = {peak.p_fwer:.2g}{tied}{left}."
         )
+
+    def _why_nothing(self) -> str:
+        if not self.r.size:
+            return "there are no features"
+        if np.isfinite(self.r).any():
+            rare = f"features that vary are active in fewer than {self.min_active} rows, or "
+            return f"{rare if self.min_active else ''}no arrangement that was used changes a score"
+        if self.n_rows.max() < FEWEST_ROWS:
+            return f"no position has {FEWEST_ROWS} rows"
+        return "no feature varies, or the model says the same of all rows of a position"

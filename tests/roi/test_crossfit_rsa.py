@@ -8,9 +8,10 @@ from roi.trialset import trials
 from scipy import sparse
 
 from neurollm.designs import CategoricalDesign, DiscriminativeDesign, FactorialDesign
-from neurollm.errors import InvalidInput
+from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.roi.crossfit_rsa import cross_fit_rsa, region_scores
 from neurollm.roi.stability import StabilitySelector
+from neurollm.rsa import ModelRDM
 from neurollm.stats.rdms.greedy import greedy_selection
 from neurollm.stats.rdms.labels import categorical_rdm, discriminative_rdm
 from neurollm.stats.rdms.scores import rsa_scores
@@ -166,6 +167,20 @@ def test_scales_come_from_the_items_that_choose():
         ({"n_splits": 12}, "says the same of all pairs inside a part of 2 rows; use fewer folds"),
         ({"select": lambda values, D, item: [0, 0]}, "select must return 2 different columns"),
         ({"select": lambda values, D, item: [0.5, 1.5]}, "select must return 2 different columns, found (2,) float64"),
+        ({"select": lambda values, D, item: [0, 99]}, "numbered 0 to 39 as it was given them, found 99"),
+        ({"select": lambda values, D, item: [-1, 3]}, "numbered 0 to 39 as it was given them, found -1"),
+        (
+            {"select": lambda values, D, item: [[0], [1, 2]]},
+            "select must return 2 different columns, found [[0], [1, 2]",
+        ),
+        (
+            {"comparison": "pearsn"},
+            "comparison is 'pearsn'; it must be 'pearson' or 'whitened'; did you mean 'pearson'?",
+        ),
+        ({"comparison": "bogus", "select": lambda values, D, item: [0, 1]}, "comparison is 'bogus'; it must be"),
+        ({"random_state": "a"}, "cross_fit_rsa: random_state must be a whole number of at least 0, found 'a'"),
+        ({"min_active": "a"}, "min_active must be a whole number of at least 0, found 'a'"),
+        ({"scale": "rank"}, "scale is 'rank'; it is one of 'raw', 'log1p', 'binary'"),
     ],
 )
 def test_what_is_refused(change, sentence):
@@ -174,9 +189,61 @@ def test_what_is_refused(change, sentence):
         cross_fit_rsa(DESIGN, X, obs, **{"n_features": 2, "n_perm": 19, **change})
 
 
-def test_means_over_all_items_hold_nothing_out():
-    X, obs = trials(n_items=24, between=True)
-    obs["kind"] = np.resize(["x", "x", "y", "y"], 24)
+def test_arrays_and_ids_that_do_not_belong_together():
+    X, obs = trials(n_items=12)
+    with pytest.raises(
+        InvalidInput, match=r"cross_fit_rsa: X must be a table of trials × features, found shape \(24,\)"
+    ):
+        cross_fit_rsa(DESIGN, X[:, 0], obs, n_features=2)
+    with pytest.raises(DataMismatch, match="cross_fit_rsa: 3 feature ids were given for 40 columns"):
+        cross_fit_rsa(DESIGN, X, obs, n_features=2, features=[1, 2, 3])
+    with pytest.raises(InvalidInput, match="cross_fit_rsa: features must be a list of ids, found 7"):
+        cross_fit_rsa(DESIGN, X, obs, n_features=2, features=7)
+    with pytest.raises(InvalidInput, match="comparison is 'cosine'; it must be 'pearson' or 'whitened'"):
+        region_scores(X[None], categorical_rdm(obs["outcome"])[None], "cosine")
+
+
+def test_an_interaction_across_items_is_held_out_by_items():
+    X, obs = trials(n_items=24)
+    obs["kind"] = np.repeat(np.resize(["x", "y"], 24), 2)
+    both = (obs["outcome"] == "won").to_numpy() ^ (obs["kind"] == "x").to_numpy()
+    X[:, :2] += 3 * both[:, None]
+    X[:, 2:6] += 3 * (obs["outcome"] == "won").to_numpy()[:, None]  # a main effect alone
     design = FactorialDesign({"outcome": ("won", "lost"), "kind": ("x", "y")})
-    with pytest.raises(InvalidInput, match="means over all items are taken"):
-        cross_fit_rsa(design, X, obs, "outcome:kind", n_features=2)
+    found = cross_fit_rsa(design, X, obs, "outcome:kind", n_features=2, n_splits=3, n_perm=19)
+    assert set(found.feature[:2]) == {0, 1} and found.p == 0.05 and found.r > 0.3
+
+
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("item", ["item", None])
+@pytest.mark.parametrize("select", ["greedy", StabilitySelector(3, 6, n_pairs=3)])
+def test_the_order_of_the_rows_decides_nothing(item, select, kind):
+    X, obs = trials(n_items=24 if item is None else 12, effect=0.5, n_carry=3, between=item is None)
+    copies = np.r_[np.arange(24), np.arange(12)]  # some contents in two wordings
+    obs = obs.iloc[copies].assign(template=np.repeat(["t0", "t1"], [24, 12])).reset_index(drop=True)
+    obs["text"] += obs["template"]
+    X = X[copies] + 0.3 * np.random.default_rng(1).normal(size=(36, 40))
+    design = DESIGN if item else CategoricalDesign("outcome", item=None, item_reason="drawn one by one")
+    D = categorical_rdm(obs["outcome"].to_numpy())
+    form = sparse.csr_array if kind == "sparse" else np.asarray
+
+    def run(order):
+        model = ModelRDM("mine", D[np.ix_(order, order)], of_conditions=True)
+        options = {"n_features": 3, "n_splits": 3, "n_perm": 39, "select": select}
+        return cross_fit_rsa(design, form(X[order]), obs.iloc[order], model, **options)
+
+    first = run(np.arange(36))
+    for seed in range(2):
+        order = np.random.default_rng(seed).permutation(36)
+        again = run(order)
+        assert (again.p, again.r, again.selected) == (first.p, first.r, first.selected)
+        assert again.null_mean == first.null_mean and again.fold_r.tolist() == first.fold_r.tolist()
+        np.testing.assert_array_equal(again.fold, first.fold[order])
+
+
+def test_the_scale_of_the_data_decides_nothing():
+    X, obs = trials(n_items=12, effect=2, n_carry=2)
+    found = cross_fit_rsa(DESIGN, X, obs, n_features=2, n_splits=3, n_perm=19)
+    for factor in (1e-200, 1e200):
+        scaled = cross_fit_rsa(DESIGN, X * factor, obs, n_features=2, n_splits=3, n_perm=19)
+        assert scaled.selected == found.selected and scaled.r == pytest.approx(found.r) and scaled.p == found.p

@@ -33,8 +33,8 @@ def test_selection_by_rsa_remembers_contents_without_a_contrast(tmp_path):
     assert set(roi.feature) == {0, 1, 2} and roi.signs == (1, 1, 1)
     assert roi.contrast is None and roi.method == "rsa" and not roi.is_declared
     assert roi.selection == (
-        "the 3 largest z of 40 tested features (either direction) in RSA with the model 'categorical' (pearson), "
-        "20 items."
+        "the 3 largest z of 40 tested features (those that follow the model; tested in either direction) in RSA "
+        "with the model 'categorical' (pearson), 20 items."
     )
     assert roi.items == tuple(sorted(set(obs["item"]))) and roi.item == "item"
     assert set(roi.texts) == {text_hash(text) for text in obs["text"]}
@@ -56,16 +56,37 @@ def test_selection_by_rsa_follows_z_p_and_the_alternative():
     with pytest.raises(InvalidInput, match="the RSA has 2 models; name one as model: 'categorical', 'discriminative'"):
         select_roi(result, obs, "x", n_features=3)
     by_alpha = select_roi(result, obs, "x", alpha=0.05, model="categorical")
-    assert set(by_alpha.feature) == set(np.flatnonzero(one.p_fwer <= 0.05)) and {0, 1, 2, 3} <= set(by_alpha.feature)
+    assert set(by_alpha.feature) == set(np.flatnonzero((one.p_fwer <= 0.05) & (one.z > 0))) and {0, 1, 2, 3} <= set(
+        by_alpha.feature
+    )
     by_q = select_roi(result, obs, "x", alpha=0.05, by="q", model="discriminative")
-    assert set(by_q.feature) == set(np.flatnonzero(result["discriminative"].q <= 0.05))
+    other = result["discriminative"]
+    assert set(by_q.feature) == set(np.flatnonzero((other.q <= 0.05) & (other.z > 0)))
     assert list(select_roi(result, obs, "x", n_features=5, model="categorical").feature) == (
-        np.argsort(-np.abs(one.z))[:5].tolist()
+        np.argsort(-one.z)[:5].tolist()
     )
     less = fitted(X, obs, alternative="less")
     assert select_roi(less, obs, "x", n_features=1).feature == (int(np.argmin(less.maps[0].z)),)
     with pytest.raises(InvalidInput, match=r"select_roi: RSA model 'categorical': no feature has p_fwer ≤ 0.001"):
         select_roi(result, obs, "x", alpha=0.001, model="categorical")
+
+
+def test_features_that_run_against_the_model_are_chosen_only_where_that_is_asked():
+    X, obs = trials(n_items=24, effect=1.5, n_carry=2, between=True)
+    won = (obs["outcome"] == "won").to_numpy()
+    X[:, 2:5] = np.where(np.arange(24) // 2 % 2, 1, -1)[:, None] + 0.05 * X[:, 2:5]  # differs inside conditions alone
+    w = np.eye(40)
+    for result in (fitted(X, obs), Searchlight(DESIGN, k=0, n_perm=200).fit(X, obs, w).result_):
+        z = result.maps[0].z if hasattr(result, "maps") else result.z
+        assert won.sum() == 12 and (z[2:5] < 0).all()
+        many = int((z > 0).sum())
+        roi = select_roi(result, obs, "x", n_features=many)
+        assert set(roi.feature) == set(np.flatnonzero(z > 0)) and "those that follow the model" in roi.selection
+        with pytest.raises(InvalidInput, match=rf"{many} tested features follow the model, fewer than n_features = 40"):
+            select_roi(result, obs, "x", n_features=40)
+    against = select_roi(fitted(X, obs, alternative="less"), obs, "x", n_features=3)
+    assert "(those that run against the model)" in against.selection
+    assert set(against.feature) == set(np.argsort(fitted(X, obs).maps[0].z)[:3])
 
 
 def test_selection_needs_the_whole_table_and_a_known_result():
@@ -80,7 +101,10 @@ def test_selection_needs_the_whole_table_and_a_known_result():
     with pytest.raises(InvalidInput, match="has no p_fwer"):
         select_roi(fitted(X, obs, n_perm=0), obs, "x", alpha=0.05)
     by_r = fitted(X, obs, n_perm=0, alternative="greater")
-    assert "largest r of 40 tested features (positive direction)" in select_roi(by_r, obs, "x", n_features=2).selection
+    assert (
+        "largest r of 40 tested features (those that follow the model)"
+        in select_roi(by_r, obs, "x", n_features=2).selection
+    )
 
 
 def test_centres_of_a_searchlight():
@@ -90,7 +114,10 @@ def test_centres_of_a_searchlight():
     result = Searchlight(DESIGN, k=5, n_perm=200).fit(X, obs, w).result_
     roi = select_roi(result, obs, "place", alpha=0.05)
     assert set(range(6)) <= set(roi.feature) and roi.method == "searchlight"
-    assert "of 40 tested neighbourhoods, of which the centres are taken, (either direction)" in roi.selection
+    assert (
+        "of 40 tested neighbourhoods, of which the centres are taken, (those that follow the model; tested in"
+        in roi.selection
+    )
     with pytest.raises(DataMismatch, match="were used to select"):
         check_disjoint(roi, obs)
 
@@ -126,6 +153,16 @@ def test_greedy_regions_that_are_refused():
         greedy_roi(DESIGN, X, obs, name="x", n_features=41)
     with pytest.raises(InvalidInput, match="there is no model 'kind'"):
         greedy_roi(DESIGN, X, obs, model="kind", name="x", n_features=3)
+    with pytest.raises(InvalidInput, match="it must be 'pearson' or 'whitened'; did you mean 'whitened'"):
+        greedy_roi(DESIGN, X, obs, name="x", n_features=3, comparison="whitend")
+    with pytest.raises(InvalidInput, match="scale is 'rank'; it is one of 'raw', 'log1p', 'binary'"):
+        greedy_roi(DESIGN, X, obs, name="x", n_features=3, scale="rank")
+    with pytest.raises(DataMismatch, match="greedy_roi: 2 feature ids were given for 40 columns"):
+        greedy_roi(DESIGN, X, obs, name="x", n_features=3, features=[1, 2])
+    with pytest.raises(InvalidInput, match="greedy_roi: X must be a table of trials × features, found shape"):
+        greedy_roi(DESIGN, X[:, 0], obs, name="x", n_features=3)
+    with pytest.raises(InvalidInput, match="min_active must be a whole number of at least 0, found 'a'"):
+        greedy_roi(DESIGN, X, obs, name="x", n_features=3, min_active="a")
 
 
 def test_ways_and_contents_must_agree(tmp_path):

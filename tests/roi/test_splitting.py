@@ -30,6 +30,18 @@ def test_the_seed_decides_and_rows_in_another_order_do_not():
     first, _ = split_half(obs, random_state=3)
     np.testing.assert_array_equal(first, split_half(obs, random_state=3)[0])
     assert any((split_half(obs, random_state=seed)[0] != first).any() for seed in (4, 5))
+    obs.loc[2, "text"] = obs.loc[9, "text"]  # two items that share a text
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(obs))
+        for item in ("item", None):
+            kept = split_half(obs, item, random_state=3, stratify="outcome")[0]
+            moved = split_half(obs.iloc[order], item, random_state=3, stratify="outcome")[0]
+            np.testing.assert_array_equal(moved, kept[order])
+            whole = folds(obs, item, 5, 1, obs["outcome"].to_numpy())
+            again = folds(obs.iloc[order], item, 5, 1, obs["outcome"].to_numpy()[order])
+            np.testing.assert_array_equal(again, whole[order])
+    with pytest.raises(InvalidInput, match="random_state must be a whole number of at least 0, found 'a'"):
+        split_half(obs, random_state="a")
 
 
 def test_shared_texts_tie_items_together():

@@ -3,7 +3,6 @@
 import re
 
 import numpy as np
-import pandas as pd
 import pytest
 from roi.trialset import trials
 from scipy.optimize import linprog
@@ -174,13 +173,49 @@ def test_the_most_stable_features_for_cross_fitting():
             {"score": mean_difference, "target": "drew"},
             "target is 'drew'; a score of labels needs one of the conditions",
         ),
-        ({"obs": pd.DataFrame({"item": [1], "outcome": ["won"]})}, "40 rows but the trial table has 1"),
+        ({"threshold": "a"}, "threshold must be a number, found 'a'"),
+        ({"threshold": "a", "n_selected": 3}, "threshold must be a number, found 'a'"),
+        ({"max_false": "a"}, "max_false must be a number, found 'a'"),
+        ({"random_state": "a"}, "random_state must be a whole number of at least 0, found 'a'"),
+        ({"min_active": None}, "min_active must be a whole number of at least 0, found None"),
+        ({"comparison": "pearsn"}, "no comparison 'pearsn'; did you mean 'pearson'?"),
+        ({"comparison": "bogus", "score": mean_difference}, "there is no comparison 'bogus'"),
+        ({"score": lambda X, y: X[y].mean()}, "one number for each of the 40 features it is given, found shape ()"),
+        ({"score": lambda X, y: X.T}, "one number for each of the 40 features it is given, found shape (40, 20)"),
+        ({"score": lambda X, y: ["a"] * 40}, "the score must return numbers, found ['a', 'a'"),
+        ({"scale": "rank"}, "scale is 'rank'; it is one of 'raw', 'log1p', 'binary'"),
     ],
 )
 def test_what_is_refused(change, sentence):
     X, obs = trials()
     with pytest.raises(InvalidInput, match=re.escape(sentence)):
-        stability_selection(DESIGN, X, change.pop("obs", obs), **change)
+        stability_selection(DESIGN, X, obs, **change)
+
+
+def test_arrays_and_ids_that_do_not_belong_together():
+    X, obs = trials()
+    with pytest.raises(
+        DataMismatch, match=r"stability_selection: X has shape \(40, 40\) but the trial table has 1 rows"
+    ):
+        stability_selection(DESIGN, X, obs[:1])
+    with pytest.raises(DataMismatch, match="stability_selection: 2 feature ids were given for 40 columns"):
+        stability_selection(DESIGN, X, obs, features=[1, 2])
+    with pytest.raises(InvalidInput, match=r"X must be a table of trials × features, found shape \(40,\)"):
+        stability_selection(DESIGN, X[:, 0], obs)
+
+
+@pytest.mark.parametrize("item", ["item", None])
+@pytest.mark.parametrize("score", ["rsa", mean_difference])
+def test_the_order_of_the_rows_decides_nothing(item, score):
+    X, obs = trials(n_items=16 if item else 24, effect=1, n_carry=3, between=item is None)
+    design = DESIGN if item else CategoricalDesign("outcome", item=None, item_reason="drawn one by one")
+    options = {"score": score, "n_selected": 5, "n_pairs": 5}
+    first = stability_selection(design, X, obs, **options)
+    for seed in range(3):
+        order = np.random.default_rng(seed).permutation(len(X))
+        again = stability_selection(design, X[order], obs.iloc[order], **options)
+        np.testing.assert_array_equal(again.frequency, first.frequency)
+        assert again.selected.tolist() == first.selected.tolist() and again.roi("x") == first.roi("x")
 
 
 def test_nothing_stable_is_no_region():

@@ -163,7 +163,7 @@ def test_features_of_another_dictionary():
     X, obs = trials()
     with pytest.raises(DataMismatch, match=r"1 of its 2 features are not among the 40 of these trials \('99'\)"):
         run(declared(1, 99), X, obs)
-    with pytest.raises(InvalidInput, match="came without a trial table"):
+    with pytest.raises(InvalidInput, match="test_roi: expected a trial table with one row per trial, found NoneType"):
         run(declared(1), X, None)
-    with pytest.raises(InvalidInput, match="have 39 rows but the trial table has 40"):
+    with pytest.raises(DataMismatch, match=r"X has shape \(39, 40\) but the trial table has 40 rows"):
         run(declared(1), X[:-1], obs)

@@ -384,7 +384,12 @@ def test_blocks_restrict_what_changes_places():
     assert few.exhaustive and few.n_perm == 8
     same = permute_conditions(D[:6, :6], {"noise": models["noise"][:6, :6]}, shuffling=within_item(3, (2,)))
     assert same.n_perm == 8 and same.p[0] == few.p[0]
-    for wrong, sentence in (({"shuffling": within_item(2, (2,))}, "of 4 rows"), ({"n_perm": 2}, "n_perm is 2")):
+    for wrong, sentence in (
+        ({"shuffling": within_item(2, (2,))}, "of 4 rows"),
+        ({"n_perm": 2}, "n_perm is 2"),
+        ({"n_perm": "a"}, "n_perm must be a whole number, found 'a'"),
+        ({"random_state": "a"}, "random_state must be a whole number of at least 0, found 'a'"),
+    ):
         with pytest.raises(InvalidInput, match=sentence):
             permute_conditions(D, models, **wrong)
 

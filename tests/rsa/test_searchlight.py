@@ -64,8 +64,70 @@ def test_a_planted_cluster_is_found_in_dense_and_sparse_trials_alike():
     for name in ("r", "z", "p", "p_fwer", "q", "n_members", "valid"):
         np.testing.assert_allclose(light.to_frame()[name], again.to_frame()[name], rtol=1e-7, atol=1e-12)
     verdict = light.result_.verdict()
-    assert f"categorical: {found.sum()} of 300 neighbourhoods (up to 10 features each" in verdict
-    assert "500 random shufflings of 12 items; largest around feature 4" in verdict
+    assert f"categorical: {found.sum()} of 300 neighbourhoods (up to 10 features each) follow the model at" in verdict
+    assert "500 random shufflings of 12 items, smallest p possible 0.002; largest around feature 4" in verdict
+
+
+def test_what_runs_against_the_model_is_not_said_to_follow_it():
+    X, obs, _ = trials(n_items=24, n_features=8, within=False)
+    late = np.arange(24) // 12
+    model = ModelRDM("mixed", 1.0 * (late[:, None] == late) * (1 - np.eye(24)))  # says that halves are unlike inside
+    X[:12, 0] += 6
+    X[:, 1] = np.where(np.arange(24) % 2, 1, -1)
+    model.matrix[:] += 3.0 * (X[:, 1, None] != X[:, 1])
+    result = Searchlight(WITHIN, model, k=0, n_perm=500).fit(X, obs, np.eye(8)).result_
+    assert np.flatnonzero(result.p_fwer <= 0.05).tolist() == [0, 1] and result.r[0] < 0 < result.r[1]
+    assert "1 of 8 neighbourhoods (up to 1 features each) follow the model and 1 run against it at" in result.verdict()
+
+
+def test_few_shufflings_and_dropped_items_are_told():
+    X, obs, w = trials(n_items=4)
+    with pytest.warns(UserWarning, match="RSA: 16 shufflings are used, so no p is below 0.062") as caught:
+        Searchlight(WITHIN, n_perm=100).fit(X, obs, w)
+    assert caught[0].filename == __file__
+    X, obs, w = trials(n_items=12)
+    obs = obs.iloc[:-1]
+    for n_perm in (0, 30):
+        verdict = Searchlight(WITHIN, n_perm=n_perm).fit(X[:-1], obs, w).result_.verdict()
+        assert "; 1 items without all conditions were left out)" in verdict
+
+
+def test_why_nothing_could_be_tested():
+    X, obs, w = trials()
+    rare = "no feature varies, is active in at least 5 of 24 rows, and has a direction or neighbourhood"
+    same = X[::2].repeat(2, axis=0)  # conditions of an item are alike, so no exchange changes anything
+    for values, ways, why in (
+        (X * 0, w, rare),
+        (X[:, :0], w[:0], "there are no features"),
+        (same, w, "no arrangement"),
+    ):
+        assert f"could be tested: {why}" in Searchlight(WITHIN, n_perm=20).fit(values, obs, ways).result_.verdict()
+
+
+@pytest.mark.parametrize("make", ["grad", "bfloat16", "float16", "list"])
+def test_directions_of_any_kind(make):
+    torch = pytest.importorskip("torch")
+    X, obs, w = trials()
+    w = np.round(4 * w) / 4  # exact in every precision
+    given = {
+        "grad": lambda: torch.tensor(w, requires_grad=True),
+        "bfloat16": lambda: torch.tensor(w).bfloat16(),
+        "float16": lambda: w.astype(np.float16),
+        "list": w.tolist,
+    }[make]()
+    plain = Searchlight(WITHIN, k=3, n_perm=0).fit(X, obs, w).result_
+    found = Searchlight(WITHIN, k=3, n_perm=0).fit(X, obs, given).result_
+    np.testing.assert_array_equal(found.members.toarray().sum(axis=1), plain.members.toarray().sum(axis=1))
+    assert (found.members != plain.members).nnz <= 4  # neighbours with equal cosines
+
+
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+def test_the_scale_of_the_data_decides_nothing(factor):
+    X, obs, w = trials()
+    for standardise in (True, False):
+        light = Searchlight(WITHIN, k=3, n_perm=30, standardise=standardise)
+        plain, far = light.fit(X, obs, w).to_frame(), light.fit(X * factor, obs, w).to_frame()
+        pd.testing.assert_frame_equal(plain, far, rtol=1e-7)
 
 
 @pytest.mark.parametrize("within", [True, False])
@@ -157,6 +219,9 @@ def test_anndata_and_a_model_of_your_own():
         ({"alternative": "more"}, InvalidInput, "alternative is 'more'; it must be 'two-sided', 'greater' or 'less'"),
         ({"comparison": "cosine"}, InvalidInput, "comparison is 'cosine'; it must be 'pearson' or 'whitened'"),
         ({"scale": "sqrt"}, InvalidInput, "scale is 'sqrt'; it is one of"),
+        ({"scale": "rank"}, InvalidInput, "scale is 'rank'; it is one of 'raw', 'log1p', 'binary'"),
+        ({"directions": [[1.0], [1.0, 2.0]]}, InvalidInput, "directions must be a table of numbers"),
+        ({"directions": None}, DataMismatch, "directions have shape ()"),
         ({"model": "discriminative:won"}, InvalidInput, "leaves out"),
         ({"model": "effect"}, InvalidInput, "there is no model 'effect'"),
         ({"directions": np.zeros((3, 2))}, DataMismatch, "directions have shape (3, 2); expected (60, d)"),

@@ -11,6 +11,7 @@ from scipy.spatial.distance import pdist, squareform
 
 from neurollm.designs import CategoricalDesign, FactorialDesign
 from neurollm.errors import InvalidInput
+from neurollm.rsa.models import ModelRDM
 from neurollm.rsa.sequences import IGNORES, sequence_rdm
 from neurollm.rsa.windows import Windows
 from neurollm.stats.auc import concordance
@@ -136,7 +137,27 @@ def test_wrong_calls_are_told():
     with pytest.raises(InvalidInput, match="n_perm must be"):
         found.test(DESIGN, n_perm=0)
     trials.obs["half"] = np.where(trials.obs["item"].isin(["i00", "i01", "i02", "i03"]), "u", "v")
+    both = FactorialDesign(("outcome", "half"))
+    with pytest.raises(
+        InvalidInput, match="'effects' stands for 3 models; name one of 'outcome', 'half', 'outcome:half'"
+    ):
+        sequence_rdm(trials).test(both, "effects")
+    with pytest.raises(InvalidInput, match="interaction of several such factors has no valid exchange"):
+        sequence_rdm(trials).test(both, "outcome:half")
+    inside = made(10, n=16)
+    number = inside.obs["item"].str[1:].astype(int)
+    inside.obs["half"] = np.where(number // 2 % 2, "u", "v")
+    inside.obs["item"] = "i" + (number // 4).astype(str)
     with pytest.raises(InvalidInput, match="is an interaction"):
-        sequence_rdm(trials).test(FactorialDesign(("outcome", "half")), "outcome:half")
+        sequence_rdm(inside).test(both, "outcome:half")
     constant = found.__class__(np.full_like(found.rdms, np.nan), found.feature, found.obs, "dtw")
     assert "none of the 1 RDMs" in constant.test(DESIGN, n_perm=20).verdict()
+
+
+def test_what_runs_against_the_model_is_not_said_to_follow_it():
+    trials = made(11, n=16)
+    trials.X[:, 0] = 10 * (trials.obs["outcome"] == "a")
+    alike = ModelRDM("alike", (1 - categorical_rdm(np.arange(16) % 2)) * (1 - np.eye(16)))  # says the opposite
+    found = sequence_rdm(trials, [5], distance="energy").test(DESIGN, alike, n_perm=300)
+    assert found.r[0] < 0 and found.p_fwer[0] <= 0.05
+    assert "0 of 1 tested RDMs follow the model and 1 run against it at" in found.verdict()

@@ -10,7 +10,8 @@ from scipy import sparse
 from scipy.spatial.distance import pdist, squareform
 
 from neurollm.designs import CategoricalDesign, FactorialDesign
-from neurollm.errors import InvalidInput
+from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.roi import ROI, greedy_roi
 from neurollm.rsa.models import ModelRDM
 from neurollm.rsa.temporal import TimeResolvedRSA
 from neurollm.rsa.windows import Windows
@@ -297,7 +298,7 @@ def test_own_models_and_too_few_shufflings():
 
 
 def test_wrong_calls_are_told():
-    trials = made(19, np.full(8, 3))
+    trials = made(19, np.full(8, 3), within=True, templates=2)
     for options, words in [
         ({"per": "token"}, "per is 'token'"),
         ({"distance": "correlation"}, "no correlation over a single position"),
@@ -307,12 +308,65 @@ def test_wrong_calls_are_told():
         ({"random_state": True}, "random_state must be"),
         ({"scale": "rank"}, "scale is 'rank'"),
         ({"model": "nothing"}, "no model 'nothing'"),
+        (
+            {"model": "effects", "design": FactorialDesign(("outcome", "template"))},
+            "'effects' stands for 3 models; name one of",
+        ),
         ({"region": [99]}, "'99' is no feature"),
         ({"span": (0, 9), "per": "window"}, "at all positions"),
     ]:
         with pytest.raises(InvalidInput, match=words):
             fitted(trials, **{"span": (0, 2)} | options)
+    with pytest.raises(InvalidInput, match=r"must be an AnnData with one row per token, .* found ndarray"):
+        TimeResolvedRSA(DESIGN).fit(trials.X)
     with pytest.raises(InvalidInput, match="call fit first"):
         TimeResolvedRSA(DESIGN).to_frame()
     with pytest.raises(InvalidInput, match="alpha must lie"):
         fitted(trials, span=(0, 2), min_active=0).critical_value(1.5)
+
+
+def test_ids_of_stimuli_are_compared_as_text():
+    trials = made(20, np.full(16, 5))
+    named = TimeResolvedRSA(DESIGN, align="target", span=(0, 1), n_perm=30)
+    ids = trials.obs["stimulus_id"].unique()
+    expected = named.fit(trials, anchors={name: 1 + i % 3 for i, name in enumerate(ids)}).to_frame()
+    trials.obs["stimulus_id"] = trials.obs["stimulus_id"].str[1:].astype(int)
+    found = named.fit(trials, anchors={int(name[1:]): 1 + i % 3 for i, name in enumerate(ids)}).to_frame()
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_what_runs_against_the_model_is_not_said_to_follow_it():
+    trials = made(21, np.full(16, 3), planted=(1, 0, 60.0))
+    alike = ModelRDM("alike", (1 - categorical_rdm(np.arange(16) % 2)) * (1 - np.eye(16)))
+    result = fitted(trials, span=(0, 2), model=alike, n_perm=300)
+    assert (result.p_fwer <= 0.05).sum() == 1 and result.r[1, 0] < 0
+    assert "0 of 12 tested pairs of position and feature follow the model and 1 run against it at" in result.verdict()
+
+
+def test_why_nothing_could_be_tested_and_what_was_dropped():
+    trials = made(22, np.full(16, 3))
+    trials.X[:] = 0
+    assert "4 features: no feature varies, or the model" in fitted(trials, span=(0, 2)).verdict()
+    trials.X[:16] = np.arange(16)[:, None]
+    assert "active in fewer than 40 rows, or no arrangement" in fitted(trials, span=(0, 2), min_active=40).verdict()
+    short = made(23, np.r_[np.full(14, 3), 1, 1])
+    short.X[:] = 0
+    assert "; 0 items and 2 trials were dropped" in fitted(short, span=(1, 2)).verdict()
+
+
+def test_a_region_is_refused_on_the_items_that_chose_it():
+    trials = made(24, np.full(16, 3), planted=(1, slice(0, 2), 5.0))
+    trials.obs["text"] = trials.obs["stimulus_id"] + " said so"
+    windows = Windows.from_trials(trials, span=(1, 1))
+    X, _ = windows.at(1)
+    chosen = greedy_roi(DESIGN, X, windows.obs, name="both", n_features=2)
+    assert set(chosen.feature) == {0, 1}
+    with pytest.raises(DataMismatch, match=r"ROI 'both': 16 items .* were used to select its features"):
+        fitted(trials, span=(0, 2), region=chosen)
+    other = trials[:, :].copy()
+    other.obs["text"] += " again"
+    other.obs["item"] = "new" + other.obs["item"].astype(str)
+    declared = ROI.declared("both", [0, 1], "known before")
+    for region, where in ((chosen, other), (declared, trials)):
+        found, plain = (fitted(where, span=(0, 2), region=one) for one in (region, list(region.feature)))
+        pd.testing.assert_frame_equal(found.to_frame(), plain.to_frame())

@@ -32,9 +32,11 @@ from neurollm.stats.arrays import BLOCK, canonical_columns, dense, largest_value
 from neurollm.stats.linear import NOISE
 from neurollm.stats.rdms.forms import Form, form
 from neurollm.stats.rdms.model import PairModel, centred_kernel, pair_model
+from neurollm.validation import closest, shown
 
 Comparison = Literal["pearson", "whitened"]
 COMPARISONS = ("pearson", "whitened")
+_FAR = 1e60  # beyond it, or below its inverse, products of four values come near the ends of float64
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ class ModelForm:
         Raises
         ------
         InvalidInput
-            It leaves pairs out.
+            It leaves pairs out, or the comparison is unknown.
         """
+        check_comparison(comparison)
         values = D.values
         if not D.is_full:
             raise InvalidInput(
@@ -80,6 +83,20 @@ class ModelForm:
         return cls(matrix, taken, float(np.linalg.norm(centred) / np.sqrt(2)))
 
 
+def check_comparison(comparison: Any) -> None:
+    """Refuse a comparison that is not one of regions.
+
+    Raises
+    ------
+    InvalidInput
+    """
+    if not isinstance(comparison, str) or comparison not in COMPARISONS:
+        hint = closest(str(comparison), COMPARISONS) or "."
+        raise InvalidInput(
+            f"RSA of a region: comparison is {shown(comparison)}; it must be 'pearson' or 'whitened'{hint}"
+        )
+
+
 def checked(D: Any, comparison: str, n: int) -> PairModel:
     """Take in a model RDM that a region can be compared with.
 
@@ -90,8 +107,7 @@ def checked(D: Any, comparison: str, n: int) -> PairModel:
     DataMismatch
         It has not as many rows as the data.
     """
-    if comparison not in COMPARISONS:
-        raise InvalidInput(f"RSA of a region: comparison is {comparison!r}; it must be 'pearson' or 'whitened'.")
+    check_comparison(comparison)
     model = pair_model(D, n)
     if model.is_constant:
         raise InvalidInput("the model RDM says the same of all pairs, so nothing can be compared with it.")
@@ -112,10 +128,22 @@ class RDMSpace:
     ----------
     valid : ndarray of bool, shape (V,)
         Finite and not constant; all sums of other features are 0.
+    lengths : ndarray, shape (V,)
+        √S2 of each feature as it was given; 0 where it is not valid.
     squares : ndarray, shape (V,)
-        S2 of each feature.
+        S2 of each feature (1 if standardised).
     norms : ndarray, shape (V,)
         Q_ff.
+
+    Notes
+    -----
+    Features are divided by their largest absolute value before anything is squared. Without `standardise` that is
+    undone; only if the largest value of all is beyond 1e±60, all features are divided by it, which changes no score.
+
+    Raises
+    ------
+    InvalidInput
+        The comparison is unknown.
 
     Examples
     --------
@@ -125,6 +153,7 @@ class RDMSpace:
     """
 
     def __init__(self, X: Any, comparison: Comparison, standardise: bool = True) -> None:
+        check_comparison(comparison)
         self.comparison = comparison
         self.n, self.n_features = X.shape
         read = self._read_sparse if sparse.issparse(X) else self._read_dense
@@ -139,18 +168,11 @@ class RDMSpace:
 
     def _read_dense(self, X: Any, standardise: bool) -> np.ndarray:
         values = dense(X)
-        finite = np.isfinite(values).all(axis=0)
-        values[:, ~finite] = 0
+        values[:, ~np.isfinite(values).all(axis=0)] = 0
         largest = np.abs(values).max(axis=0, initial=0)
+        values /= np.where(largest > 0, largest, 1)
         values -= values.mean(axis=0)
-        self.squares = np.einsum("nv,nv->v", values, values)
-        self.valid = finite & (self.squares > self.n * (NOISE * largest) ** 2)
-        values[:, ~self.valid] = 0
-        if standardise:
-            values /= np.sqrt(np.where(self.valid, self.squares, 1))
-            self.squares = self.valid.astype(float)
-        else:
-            self.squares[~self.valid] = 0
+        values *= self._factor(np.einsum("nv,nv->v", values, values), largest, standardise)
         self._x, self._mean = values, None
         return np.einsum("nv,nv->v", values**2, values**2)
 
@@ -163,16 +185,36 @@ class RDMSpace:
             return np.bincount(column, values, minlength=self.n_features)
 
         finite = sums(~np.isfinite(csc.data)) == 0
-        data = np.where(finite[column], csc.data, 0.0)
+        largest = np.where(finite, largest_values(csc), 0.0)
+        data = np.where(finite[column], csc.data, 0.0) / np.where(largest > 0, largest, 1)[column]
         mean = sums(data) / self.n
         centred, unstored = data - mean[column], self.n - counts
-        squares = sums(centred**2) + unstored * mean**2
-        self.valid = finite & (squares > self.n * (NOISE * largest_values(csc)) ** 2)
-        factor = np.where(self.valid, 1 / np.sqrt(np.where(self.valid, squares, 1)) if standardise else 1.0, 0.0)
+        factor = self._factor(sums(centred**2) + unstored * mean**2, largest, standardise)
         self._x = sparse.csc_array((data * factor[column], csc.indices, csc.indptr), shape=csc.shape)
         self._mean = mean * factor
-        self.squares = squares * factor**2
         return (sums(centred**4) + unstored * mean**4) * factor**4
+
+    def _factor(self, squares: np.ndarray, largest: np.ndarray, standardise: bool) -> np.ndarray:
+        """What features with a largest value of 1 are multiplied by; 0 where they do not vary.
+
+        Parameters
+        ----------
+        squares : ndarray, shape (V,)
+            Their S2.
+        largest : ndarray, shape (V,)
+            What they were divided by; 0 for features that are not finite.
+        standardise : bool
+        """
+        self.valid = squares > self.n * NOISE**2
+        length = np.sqrt(np.where(self.valid, squares, 0.0))
+        self.lengths = length * largest
+        if standardise:
+            self.squares = self.valid.astype(float)
+            return self.valid / np.where(self.valid, length, 1)
+        most = largest.max(initial=0.0)
+        unit = 1.0 if 1 / _FAR < most < _FAR or not most else most
+        self.squares = (self.lengths / unit) ** 2
+        return np.where(self.valid, largest / unit, 0.0)
 
     def rows(self, weights: np.ndarray) -> np.ndarray:
         """Sums over rows of weights (…, n) whose own sum is 0 times features: (…, V)."""

@@ -208,6 +208,41 @@ def test_features_that_cannot_be_chosen():
         greedy_selection(X, D, 58)
 
 
+@pytest.mark.parametrize("factor", [1e-200, 1e200])
+@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("kind", ["dense", "sparse"])
+def test_the_scale_of_the_data_decides_nothing(kind, standardise, factor):
+    X, D = data(kind), model("full")
+    for comparison in ("pearson", "whitened"):
+        plain, far = (
+            greedy_selection(x, D, 4, comparison=comparison, standardise=standardise) for x in (X, X * factor)
+        )
+        assert far.feature.tolist() == plain.feature.tolist() and far.n_candidates == plain.n_candidates == V
+        np.testing.assert_allclose(far.score, plain.score, rtol=1e-9)
+    np.testing.assert_allclose(RDMSpace(X * factor, "pearson").lengths / factor, RDMSpace(X, "pearson").lengths)
+    lengths = RDMSpace(X, "pearson", standardise=False).lengths
+    dense = X.toarray() if kind == "sparse" else X
+    np.testing.assert_allclose(lengths, np.linalg.norm(dense - dense.mean(axis=0), axis=0))
+
+
+def test_one_feature_of_another_scale_is_as_good_as_any():
+    X, D = data(), model("full")
+    scale = np.ones(V)
+    scale[:2] = 1e200, 1e-200
+    np.testing.assert_allclose(greedy_selection(X * scale, D, 5).score, greedy_selection(X, D, 5).score)
+    masked = greedy_selection(X * scale, model("left out"), 5)
+    np.testing.assert_allclose(masked.score, greedy_selection(X, model("left out"), 5).score)
+
+
+@pytest.mark.parametrize("make", [lambda c: RDMSpace(data(), c), lambda c: ModelForm.of(pair_model(model("full")), c)])
+def test_an_unknown_comparison_is_refused_everywhere(make):
+    for wrong in ("bogus", None, ["pearson"]):
+        with pytest.raises(InvalidInput, match="it must be 'pearson' or 'whitened'"):
+            make(wrong)
+    with pytest.raises(InvalidInput, match=r"comparison is 'pearsn'; .* did you mean 'pearson'"):
+        make("pearsn")
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
