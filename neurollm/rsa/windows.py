@@ -265,6 +265,7 @@ def _origin(align: str, anchors: Any, stimuli: list[str], stimulus: np.ndarray, 
         told = "needs anchors, the token position of every target (see target_anchors)"
         raise InvalidInput(f"windows: align='target' {told}; 'start' and 'end' have none, found align={align!r}.")
     if align == "target":
+        anchors = {str(name): place for name, place in anchors.items()}  # ids are compared as text
         return np.array([anchors.get(name, np.nan) for name in stimuli], float)
     origin = np.full(len(stimuli), np.inf if align == "start" else -np.inf)
     (np.minimum if align == "start" else np.maximum).at(origin, stimulus, position)
