@@ -28,6 +28,7 @@ import numpy as np
 from scipy import sparse
 
 from neurollm.decoding.ridge import ridge_scores
+from neurollm.decoding.trials import complete, typed
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.stats.folds import as_splits, check_folds, item_folds
 from neurollm.stats.linear import NOISE
@@ -99,7 +100,7 @@ class Baselines:
         Raises
         ------
         DataMismatch
-            The trials, their labels or their folds are others.
+            The trials, their labels, the order of their levels or their folds are others.
         """
         import pandas as pd
 
@@ -112,7 +113,14 @@ class Baselines:
             )
         if not np.array_equal(ordered["label"].astype(str) == self.levels[1], self.labels):
             raise DataMismatch("baselines: the predictions are of other labels than the baselines.")
-        if len(set(zip(ordered["fold"], self.folds, strict=True))) != np.unique(self.folds).size:
+        order = tuple(map(str, np.unique(typed(ordered["label"].to_numpy(object)))))
+        if order != self.levels:
+            raise DataMismatch(
+                f"baselines: high decisions of the predictions mean '{shortened(order[-1])}', those of the baselines "
+                f"'{shortened(self.levels[1])}'; give both the labels as numbers, or both as text."
+            )
+        pairs = len(set(zip(ordered["fold"], self.folds, strict=True)))
+        if not pairs == np.unique(self.folds).size == ordered["fold"].nunique():
             raise DataMismatch("baselines: the decoder had other folds; give its folds to the baselines.")
         scores = np.vstack([ordered["decision"].to_numpy(float), self.scores])
         found = self._bootstrap(scores).contrast(
@@ -178,7 +186,8 @@ def baselines(
     DataMismatch
         The lengths differ, or folds divide an item or lack a level.
     InvalidInput
-        A text is not a string, there are not two levels, or a level has fewer than two items.
+        A text is not a string, a label or group is missing, there are not two levels, or a level has fewer than two
+        items.
 
     Examples
     --------
@@ -187,11 +196,9 @@ def baselines(
     >>> found.to_frame()[["baseline", "auroc"]].values.tolist()[0]
     ['words', 1.0]
     """
-    texts, labels, groups = list(texts), np.asarray(labels).astype(str), np.asarray(groups).astype(str)
-    if not len(texts) == labels.size == groups.size:
-        raise DataMismatch(
-            f"baselines: {len(texts)} texts, {labels.size} labels and {groups.size} groups do not fit together."
-        )
+    texts = list(texts)
+    labels = typed(complete(labels, "labels", len(texts), "baselines"))
+    groups = complete(groups, "groups", len(texts), "baselines").astype(str)
     wrong = [place for place, text in enumerate(texts) if not isinstance(text, str)]
     if wrong:
         raise InvalidInput(f"baselines: text {wrong[0]} is of type {type(texts[wrong[0]]).__name__}; expected text.")

@@ -38,20 +38,36 @@ _PENALTIES = (1.0, 0.1, 0.01, 0.001, 0.0001)
 
 @dataclass(frozen=True)
 class Fitted:
-    """A trained classifier; `coef` and `intercept` are None if it is not linear."""
+    """A trained linear classifier: weights in the space of the given features."""
 
-    decide: Callable[[np.ndarray], np.ndarray]
-    coef: np.ndarray | None = None
-    intercept: float | None = None
+    coef: np.ndarray
+    intercept: float
 
     @classmethod
     def linear(cls, coef: Any, intercept: Any) -> Fitted:
-        """From weights in the space of the given features."""
-        coef, intercept = np.ravel(coef).astype(float), float(np.ravel(intercept)[0])
-        return cls(lambda Z: Z @ coef + intercept, coef, intercept)
+        """From weights of any shape."""
+        return cls(np.ravel(coef).astype(float), float(np.ravel(intercept)[0]))
+
+    def decide(self, Z: np.ndarray) -> np.ndarray:
+        """Decisions about rows, above 0 for the class looked for."""
+        return Z @ self.coef + self.intercept
 
 
-Fit = Callable[[np.ndarray, np.ndarray, Sequence[float], int], list[Fitted]]
+@dataclass(frozen=True)
+class FittedModel:
+    """A trained classifier of scikit-learn that is not linear."""
+
+    model: Any
+
+    def decide(self, Z: np.ndarray) -> np.ndarray:
+        """Decisions about rows: those of the model, or its log odds."""
+        if hasattr(self.model, "decision_function"):
+            return self.model.decision_function(Z)
+        logs = self.model.predict_joint_log_proba(Z)
+        return logs[:, 1] - logs[:, 0]
+
+
+Fit = Callable[[np.ndarray, np.ndarray, Sequence[float], int], list]
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ class Classifier:
     Attributes
     ----------
     fit : callable
-        ``fit(Z, y, strengths, random_state)`` of standardised trials and booleans: a list of `Fitted`.
+        ``fit(Z, y, strengths, random_state)`` of standardised trials and booleans: a list of `Fitted` or `FittedModel`.
     strengths : tuple of float
         What is tried, the strongest first.
     linear, rotates, probabilities : bool
@@ -74,7 +90,7 @@ class Classifier:
     rotates: bool = True
     probabilities: bool = False
 
-    def fit_all(self, Z: np.ndarray, y: np.ndarray, strengths: Sequence[float], random_state: int = 0) -> list[Fitted]:
+    def fit_all(self, Z: np.ndarray, y: np.ndarray, strengths: Sequence[float], random_state: int = 0) -> list:
         """One classifier for each strength, in few coordinates if features are many."""
         n, width = Z.shape
         if not (self.rotates and width > n):
@@ -89,10 +105,10 @@ class Classifier:
         ]
 
 
-def _each(fit: Callable[[np.ndarray, np.ndarray, float, int], Fitted]) -> Fit:
+def _each(fit: Callable[[np.ndarray, np.ndarray, float, int], Any]) -> Fit:
     """From a function of one strength to one of several."""
 
-    def fit_all(Z: np.ndarray, y: np.ndarray, strengths: Sequence[float], random_state: int) -> list[Fitted]:
+    def fit_all(Z: np.ndarray, y: np.ndarray, strengths: Sequence[float], random_state: int) -> list:
         return [fit(Z, y, strength, random_state) for strength in strengths]
 
     return fit_all
@@ -163,23 +179,17 @@ def _lda(Z: np.ndarray, y: np.ndarray, strength: float, random_state: int) -> Fi
 
 
 @_each
-def _naive_bayes(Z: np.ndarray, y: np.ndarray, strength: float, random_state: int) -> Fitted:
+def _naive_bayes(Z: np.ndarray, y: np.ndarray, strength: float, random_state: int) -> FittedModel:
     from sklearn.naive_bayes import GaussianNB
 
-    model = GaussianNB(priors=[0.5, 0.5], var_smoothing=strength).fit(Z, y)
-
-    def decide(rows: np.ndarray) -> np.ndarray:
-        logs = model.predict_joint_log_proba(rows)
-        return logs[:, 1] - logs[:, 0]
-
-    return Fitted(decide)
+    return FittedModel(GaussianNB(priors=[0.5, 0.5], var_smoothing=strength).fit(Z, y))
 
 
 @_each
-def _svc_rbf(Z: np.ndarray, y: np.ndarray, strength: float, random_state: int) -> Fitted:
+def _svc_rbf(Z: np.ndarray, y: np.ndarray, strength: float, random_state: int) -> FittedModel:
     from sklearn.svm import SVC
 
-    return Fitted(SVC(C=1 / strength, class_weight="balanced").fit(Z, y).decision_function)
+    return FittedModel(SVC(C=1 / strength, class_weight="balanced").fit(Z, y))
 
 
 def _linear(model: Any, Z: np.ndarray, y: np.ndarray) -> Fitted:

@@ -19,11 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from itertools import product
 from typing import Any
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.metaestimators import available_if
 
 from neurollm.decoding.classifiers import CLASSIFIERS
 from neurollm.decoding.direction import check_direction
@@ -40,12 +40,22 @@ from neurollm.decoding.scores import (
     mean_area,
     one_against_rest,
 )
-from neurollm.decoding.selectors import Selector, scorer, usable
-from neurollm.decoding.trials import Trials, matrix
-from neurollm.errors import InvalidInput
+from neurollm.decoding.selectors import Selector, usable
+from neurollm.decoding.trials import Trials, column_ids, matrix
+from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.stats.arrays import dense
-from neurollm.stats.folds import Split, as_splits, check_folds, item_folds
-from neurollm.validation import closest, listed, shown
+from neurollm.stats.folds import Folding, Split
+from neurollm.validation import listed, shown
+
+_ALPHA = 0.05  # of the verdict
+
+
+def _has_probabilities(decoder: Decoder) -> bool:
+    """Whether decisions are log odds; stacking makes them so."""
+    names = [decoder.estimator] if isinstance(decoder.estimator, str) else decoder.estimator
+    if decoder.ensemble == "stacking" or not isinstance(names, (list, tuple)):
+        return decoder.ensemble == "stacking"
+    return all(isinstance(name, str) and name in CLASSIFIERS and CLASSIFIERS[name].probabilities for name in names)
 
 
 class Decoder(ClassifierMixin, BaseEstimator):
@@ -62,7 +72,7 @@ class Decoder(ClassifierMixin, BaseEstimator):
         Features that the selector takes; of several numbers the best one is chosen inside the training part.
     cv : int, splitter or iterable of (train, test), default=5
         Folds (fewer if a class has fewer items), or any splitter of scikit-learn, which is given the items as groups
-        and refused if it divides an item (`neurollm.stats.folds.check_folds`).
+        and refused if it divides an item or tests one twice (`neurollm.stats.folds.check_folds`).
     ensemble : {"bagging", "single", "stacking"}
         Who decides about new trials: the mean of the folds' classifiers; one classifier trained on all trials; or
         several members trained on all trials, weighted by a logistic regression of decisions about training
@@ -106,6 +116,8 @@ class Decoder(ClassifierMixin, BaseEstimator):
     n_items_, n_features_in_, n_not_finite_ : int
         The last counts features with a value that is not finite, which are left out.
     feature_ : ndarray, shape (V,)
+    feature_names_in_ : ndarray, shape (V,)
+        Columns of a DataFrame whose names are all text.
 
     Examples
     --------
@@ -142,18 +154,18 @@ class Decoder(ClassifierMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.verbose = verbose
 
-    def fit(self, X: Any, labels: Any = None, groups: Any = None, features: Any = None) -> Decoder:
+    def fit(self, X: Any, y: Any = None, groups: Any = None, features: Any = None) -> Decoder:
         """Cross-validate, test, and train what decides about new trials.
 
         Parameters
         ----------
-        X : ndarray, scipy.sparse, torch.Tensor or AnnData, shape (n_trials, V)
-        labels : sequence, or name of a column of an AnnData
+        X : ndarray, scipy.sparse, torch.Tensor, DataFrame or AnnData, shape (n_trials, V)
+        y : sequence, or name of a column of an AnnData
             Class of each trial.
         groups : sequence, or name of a column of an AnnData
             Item of each trial. Without it every trial is an item, which `item_reason` must justify.
         features : sequence, optional
-            Feature ids; default 0 … V−1, or those of the AnnData.
+            Feature ids; default 0 … V−1, or those of the AnnData or DataFrame.
 
         Returns
         -------
@@ -166,18 +178,23 @@ class Decoder(ClassifierMixin, BaseEstimator):
         DataMismatch
             The arrays do not fit together, or folds divide an item or lack a class.
         """
-        trials = Trials.of(X, labels, groups, features, self.item_reason)
-        plan, splits = self._plan(trials), self._splits(trials)
+        trials = Trials.of(X, y, groups, features, self.item_reason)
+        plan, folding = self._plan(trials), self._folding(trials)
+        splits = folding.checked(trials.codes, trials.items, "Decoder", trials.classes)
         n_classes = trials.classes.size
         decisions, parts = self._run(trials, splits, plan)
-        whole = [fit_part(trials.X, y, trials.items, plan) for y in one_against_rest(trials.codes, n_classes)]
+        whole = [fit_part(trials.X, own, trials.items, plan) for own in one_against_rest(trials.codes, n_classes)]
         self.classes_, self.feature_ = trials.classes, trials.feature
         self.n_features_in_, self.n_not_finite_ = trials.X.shape[1], trials.n_not_finite
         self.n_items_ = int(trials.items.max()) + 1
         self._ensemble = Ensemble(parts if self.ensemble == "bagging" else [whole])
         self._describe_scores(trials, splits, decisions)
         self._describe_features(trials, parts, whole, plan)
-        self._test(trials, plan)
+        names = column_ids(X)
+        self._columns = trials.feature if names is None and features is not None else names
+        if hasattr(X, "iloc") and all(isinstance(name, str) for name in names):
+            self.feature_names_in_ = names
+        self._test(trials, plan, folding)
         return self
 
     def _run(self, trials: Trials, splits: list[Split], plan: Plan) -> tuple[np.ndarray, list[list[Part]]]:
@@ -227,18 +244,18 @@ class Decoder(ClassifierMixin, BaseEstimator):
                 patterns.append(activation_patterns(dense(trials.X[:, columns]), coef[columns]))
             chosen.append(columns)
         self.selected_features_ = self._by_class([self.feature_[columns] for columns in chosen])
-        for name in ("coef_", "intercept_", "patterns_"):
+        for name in ("coef_", "intercept_", "patterns_", "feature_names_in_"):
             self.__dict__.pop(name, None)  # of an earlier fit
         if linear:
             self.coef_, self.intercept_ = self._ensemble.coef(n)
             self.patterns_ = self._by_class(patterns)
 
-    def _test(self, trials: Trials, plan: Plan) -> None:
+    def _test(self, trials: Trials, plan: Plan, folding: Folding) -> None:
         self.null_scores_, self.p_value_, self.n_perm_, self.exhaustive_ = np.zeros(0), float("nan"), 0, False
         if not self.n_perm:
             return
         draws, self.exhaustive_ = label_draws(trials.codes, trials.items, self.n_perm, self.random_state)
-        run = partial(_permuted, trials, plan, self._folds)
+        run = partial(_permuted, trials, plan, folding)
         self.null_scores_ = null_scores(run, draws, self.n_jobs, self.verbose)
         self.n_perm_ = len(draws)
         self.p_value_ = p_value(self.score_, self.null_scores_, self.exhaustive_)
@@ -254,37 +271,33 @@ class Decoder(ClassifierMixin, BaseEstimator):
         X = self._new(X)
         return self.classes_[_predicted(self._ensemble.decide(X))]
 
+    @available_if(_has_probabilities)
     def predict_proba(self, X: Any) -> np.ndarray:
-        """Probability of each class as if all were equally frequent, (n, n_classes).
+        """Probability of each class as if all were equally frequent, (n, n_classes), from the mean decision.
 
-        Raises
-        ------
-        InvalidInput
-            The classifier has no probabilities.
+        Only with classifiers whose decisions are log odds, and with stacking.
         """
+        from scipy.special import expit
+
         X = self._new(X)
-        names = [self.estimator] if isinstance(self.estimator, str) else self.estimator
-        without = [name for name in names if not CLASSIFIERS[name].probabilities]
-        if without and self.ensemble != "stacking":
-            raise InvalidInput(f"predict_proba: {listed(without)} has no probabilities; use decision_function.")
-        found = self._ensemble.probabilities(X)
+        found = expit(self._ensemble.decide(X))
         if len(self.classes_) == 2:
             return np.hstack([1 - found, found])
         return found / found.sum(axis=1, keepdims=True)
 
-    def score(self, X: Any, labels: Any) -> float:
+    def score(self, X: Any, y: Any) -> float:
         """AUROC on new trials (mean over classes); of trials that were trained on it says nothing."""
         X = self._new(X)
         decisions = self._ensemble.decide(X)
-        labels = np.asarray(labels)
-        unknown = np.setdiff1d(labels, self.classes_)
+        labels = np.asarray(y)
+        unknown = np.unique(labels[~np.isin(labels, self.classes_)].astype(str))
         if labels.shape != decisions.shape[:1] or unknown.size:
             raise InvalidInput(
                 f"score: one label out of {listed(self.classes_)} is needed for each of {len(decisions)} rows; found "
                 f"shape {labels.shape}{f' and {listed(unknown)}' if unknown.size else ''}."
             )
         problems = [labels == name for name in (self.classes_[1:] if len(self.classes_) == 2 else self.classes_)]
-        areas = [fold_areas(decisions[:, k], y, np.zeros(len(y)))[0] for k, y in enumerate(problems)]
+        areas = [fold_areas(decisions[:, k], own, np.zeros(len(own)))[0] for k, own in enumerate(problems)]
         return float(np.mean(areas))
 
     def check_direction(self, X: Any, labels: Any, target: Any = None, n_rows: int | None = None) -> None:
@@ -315,9 +328,7 @@ class Decoder(ClassifierMixin, BaseEstimator):
             if target is None or name == target:
                 check_direction(column, labels, name, n_rows)
 
-    def dependence_test(
-        self, X: Any, labels: Any = None, groups: Any = None, n_perm: int | None = None
-    ) -> DependenceTest:
+    def dependence_test(self, X: Any, y: Any = None, groups: Any = None, n_perm: int | None = None) -> DependenceTest:
         """Whether the pipeline uses how features depend on each other inside classes (Ojala & Garriga 2010, test 2).
 
         Each feature is exchanged by itself among items with the same labels. A decoder that does as well on such
@@ -325,7 +336,7 @@ class Decoder(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X, labels, groups
+        X, y, groups
             As for `fit`; a fit before is not needed.
         n_perm : int, optional
             Default: that of the decoder.
@@ -334,15 +345,13 @@ class Decoder(ClassifierMixin, BaseEstimator):
         -------
         DependenceTest
         """
-        trials = Trials.of(X, labels, groups, None, self.item_reason)
-        return DependenceTest.of(
-            trials,
-            self._plan(trials),
-            self._splits(trials),
-            self.n_perm if n_perm is None else n_perm,
-            self.n_jobs,
-            self.verbose,
-        )
+        n_perm = self.n_perm if n_perm is None else n_perm
+        if isinstance(n_perm, bool) or not isinstance(n_perm, (int, np.integer)):
+            raise InvalidInput(f"dependence_test: n_perm must be a whole number, found {shown(n_perm)}.")
+        trials = Trials.of(X, y, groups, None, self.item_reason)
+        plan = self._plan(trials)
+        splits = self._folding(trials).checked(trials.codes, trials.items, "Decoder", trials.classes)
+        return DependenceTest.of(trials, plan, splits, n_perm, self.n_jobs, self.verbose)
 
     def verdict(self) -> str:
         """What was found, in one sentence with its numbers."""
@@ -357,82 +366,54 @@ class Decoder(ClassifierMixin, BaseEstimator):
                 f"; with exchanged labels {reached} of {of} runs of the whole procedure do as well "
                 f"(p = {self.p_value_:.2g})"
             )
-            if self.p_value_ > 0.05:
+            least = 1 / (self.n_perm_ + (not self.exhaustive_))
+            if least > _ALPHA:
+                p += f", and with so few runs p cannot be below {least:.2g}, so this test can show nothing"
+            elif self.p_value_ > _ALPHA:
                 p += ", so nothing shows that the features tell these classes apart"
         return (
             f"{names}: AUROC {self.score_:.2f} (95% interval {low:.2f} to {high:.2f}) and balanced accuracy "
-            f"{self.balanced_accuracy_:.2f} on unseen trials of {self.n_items_} items in "
+            f"{self.balanced_accuracy_:.2f} on unseen trials of {self.predictions_['item'].nunique()} items in "
             f"{len(self.cv_scores_)} folds{p}."
         )
 
     def _by_class(self, values: list) -> Any:
         return values[0] if len(self.classes_) == 2 else dict(zip(self.classes_.tolist(), values, strict=True))
 
-    def _folds(self, trials: Trials, codes: np.ndarray) -> list[Split]:
-        """Folds that are balanced for these labels, or the user's."""
-        if isinstance(self.cv, (int, np.integer)):
-            n_folds = min(int(self.cv), trials.items_per_class())
-            return as_splits(item_folds(codes, trials.items, n_folds, self.random_state))
-        found = self.cv.split(np.zeros((codes.size, 1)), codes, trials.items) if hasattr(self.cv, "split") else self.cv
-        return [(np.sort(train), np.sort(test)) for train, test in found]
-
-    def _splits(self, trials: Trials) -> list[Split]:
-        if isinstance(self.cv, (int, np.integer)):
-            if isinstance(self.cv, bool) or self.cv < 2:
-                raise InvalidInput(f"Decoder: cv must be at least 2 folds, found {self.cv!r}.")
-        elif hasattr(self.cv, "split") and not isinstance(self.cv, str):
-            if getattr(self.cv, "random_state", 0) is None and getattr(self.cv, "shuffle", True):
-                raise InvalidInput("Decoder: give the splitter a random_state, or its folds differ from run to run.")
-        elif not isinstance(self.cv, (list, tuple)):
-            raise InvalidInput(f"Decoder: cv must be a number, a splitter or a list of folds, found {shown(self.cv)}.")
-        return check_folds(self._folds(trials, trials.codes), trials.classes[trials.codes], trials.items, "Decoder")
+    def _folding(self, trials: Trials) -> Folding:
+        return Folding.of(self.cv, trials.items_per_class(), int(self.random_state), "Decoder")
 
     def _plan(self, trials: Trials) -> Plan:
         """Check the parameters."""
+        for name in ("n_perm", "random_state", "n_jobs"):
+            value = getattr(self, name)
+            whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+            if (name != "n_jobs" or value is not None) and (not whole or (name == "n_perm" and value < 0)):
+                raise InvalidInput(f"Decoder: {name} must be a whole number, n_perm at least 0, found {shown(value)}.")
         if self.ensemble not in ENSEMBLES:
             raise InvalidInput(f"Decoder: ensemble is {shown(self.ensemble)}; it must be one of {listed(ENSEMBLES)}.")
-        names = [self.estimator] if isinstance(self.estimator, str) else list(self.estimator)
-        plain = self.selector is None or isinstance(self.selector, str) or callable(self.selector)
-        selectors = [self.selector] if plain else list(self.selector)
-        for name in names:
-            if name not in CLASSIFIERS:
-                hint = closest(name, CLASSIFIERS) or ";"
-                raise InvalidInput(
-                    f"Decoder: there is no estimator {shown(name)}{hint} known are {listed(CLASSIFIERS)}."
-                )
-        for selector in selectors:
-            if selector is not None:
-                scorer(selector)
-        members = tuple(product(names, selectors))
-        if (len(members) > 1) != (self.ensemble == "stacking"):
+        plan = Plan.of(self.estimator, self.selector, self.n_features, trials.X.shape[1], self.random_state)
+        if (len(plan.members) > 1) != (self.ensemble == "stacking"):
             raise InvalidInput(
-                f"Decoder: {len(members)} combinations of estimators and selectors with ensemble {self.ensemble!r}; "
-                "'stacking' combines several, the others have one."
+                f"Decoder: {len(plan.members)} combinations of estimators and selectors with ensemble "
+                f"{self.ensemble!r}; 'stacking' combines several, the others have one."
             )
-        sizes = np.unique(self.n_features)
-        if (
-            sizes.size == 0
-            or sizes.dtype.kind not in "iu"
-            or not 1 <= sizes[0] <= sizes[-1]
-            or (sizes[-1] > trials.X.shape[1] and any(selector is not None for selector in selectors))
-        ):
-            raise InvalidInput(
-                f"Decoder: n_features must be whole numbers from 1 to {trials.X.shape[1]} (the features there are), "
-                f"found {shown(self.n_features)}."
-            )
-        for name in ("n_perm", "random_state"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or (name == "n_perm" and value < 0):
-                raise InvalidInput(f"Decoder: {name} must be a whole number, n_perm at least 0, found {shown(value)}.")
-        return Plan(members, tuple(sizes.tolist()), int(self.random_state))
+        return plan
 
     def _new(self, X: Any) -> Any:
         self._check_fitted()
-        X = matrix(X)
+        columns, X = column_ids(X), matrix(X)
         if X.shape[1] != self.n_features_in_:
             raise InvalidInput(
                 f"Decoder: X has {X.shape[1]} features, but the decoder was fitted to {self.n_features_in_}."
             )
+        if columns is not None and self._columns is not None:
+            other = np.flatnonzero(columns.astype(str) != self._columns.astype(str))
+            if other.size:
+                raise DataMismatch(
+                    f"Decoder: column {other[0]} of X is {listed(columns[other[:1]])}, but the decoder was fitted to "
+                    f"{listed(self._columns[other[:1]])} there; give the same features in the same order."
+                )
         if not np.isfinite(dense(X[:, self._ensemble.features()])).all():
             raise InvalidInput("Decoder: a feature that the decoder uses has a value that is not finite.")
         return X
@@ -455,6 +436,7 @@ def _predicted(decisions: np.ndarray) -> np.ndarray:
     return (decisions[:, 0] > 0).astype(int) if decisions.shape[1] == 1 else decisions.argmax(axis=1)
 
 
-def _permuted(trials: Trials, plan: Plan, folds: Any, codes: np.ndarray) -> float:
+def _permuted(trials: Trials, plan: Plan, folding: Folding, codes: np.ndarray) -> float:
     """AUROC of the whole pipeline with these labels, and folds for them."""
-    return score_once(trials.X, codes, trials.items, folds(trials, codes), trials.classes.size, plan)
+    splits = folding.splits(codes, trials.items)
+    return score_once(trials.X, codes, trials.items, splits, trials.classes.size, plan)

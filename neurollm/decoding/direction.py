@@ -49,7 +49,10 @@ def check_direction(scores: Any, labels: Any, target: Any, n_rows: int | None = 
     ...
     neurollm.errors.DataMismatch: check_direction: high scores are said to mean 'bad', but of the 2 highest rows 0% ...
     """
-    scores, labels = np.asarray(scores, dtype=float), np.asarray(labels)
+    try:
+        scores, labels = np.asarray(scores, dtype=float), np.asarray(labels)
+    except (TypeError, ValueError):
+        raise InvalidInput("check_direction: scores must be numbers and labels a list, one of each per row.") from None
     if scores.ndim != 1 or scores.shape != labels.shape or not np.isfinite(scores).all():
         raise InvalidInput(
             f"check_direction: one finite score and one label per row are expected, found shapes {scores.shape} and "
@@ -61,9 +64,12 @@ def check_direction(scores: Any, labels: Any, target: Any, n_rows: int | None = 
             f"check_direction: {shown(target)} is the label of {int(is_target.sum())} of {scores.size} rows; rows of "
             "this class and of others are needed."
         )
-    n_rows = max(scores.size // 5, 1) if n_rows is None else int(n_rows)
-    if not 1 <= n_rows <= scores.size // 2:
-        raise InvalidInput(f"check_direction: n_rows must be 1 to {scores.size // 2} (half the rows), found {n_rows}.")
+    n_rows = max(scores.size // 5, 1) if n_rows is None else n_rows
+    whole = isinstance(n_rows, (int, np.integer)) and not isinstance(n_rows, bool)
+    if not whole or not 1 <= n_rows <= scores.size // 2:
+        raise InvalidInput(
+            f"check_direction: n_rows must be 1 to {scores.size // 2} (half the rows), found {shown(n_rows)}."
+        )
     top, bottom = _share(scores, is_target, n_rows), _share(-scores, is_target, n_rows)
     if not top > bottom:
         raise DataMismatch(

@@ -21,13 +21,7 @@ class Ensemble:
 
     def decide(self, X: Any) -> np.ndarray:
         """Mean decisions, shape (n, n_problems)."""
-        return self._decisions(X).mean(axis=0)
-
-    def probabilities(self, X: Any) -> np.ndarray:
-        """Mean probabilities of what each problem looks for, shape (n, n_problems): the decisions are log odds."""
-        from scipy.special import expit
-
-        return expit(self._decisions(X)).mean(axis=0)
+        return np.mean([np.stack([part.decide(X) for part in own], axis=1) for own in self.parts], axis=0)
 
     def coef(self, n_features: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean weights (n_problems, n_features) in units of the features, and intercepts; 0 for one not chosen."""
@@ -38,6 +32,3 @@ class Ensemble:
     def features(self) -> np.ndarray:
         """Columns that any part uses, rising."""
         return np.unique(np.concatenate([part.features for own in self.parts for part in own]))
-
-    def _decisions(self, X: Any) -> np.ndarray:
-        return np.stack([np.stack([part.decide(X) for part in own], axis=1) for own in self.parts])

@@ -40,15 +40,15 @@ from neurollm.decoding.decoder import Decoder
 from neurollm.decoding.panels import fit_part
 from neurollm.decoding.permutation import label_draws
 from neurollm.decoding.scores import fold_areas
-from neurollm.decoding.trials import Trials
-from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.decoding.trials import Trials, column, complete, matrix, typed
+from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import take_rows
 from neurollm.stats.folds import item_folds
 from neurollm.stats.maxima import share, tied_down
 from neurollm.stats.multiplicity import adjust
 from neurollm.stats.paired_scores import auc_bootstrap
 from neurollm.stats.threads import workers
-from neurollm.validation import shortened
+from neurollm.validation import shortened, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -156,7 +156,8 @@ def generalisation_matrix(
         A `Decoder`, of which each cell uses what it does in one training part (its own ``cv``, ``ensemble`` and
         ``n_perm`` do not matter here), or anything with ``fit(X, y)`` (``groups=`` is given where ``fit`` knows it),
         ``decision_function`` and ``classes_``. It is trained (n_perm + 1) × D × cv times.
-    X : ndarray or scipy.sparse, shape (n, V)
+    X : ndarray, scipy.sparse or AnnData, shape (n, V)
+        With an AnnData the next three may be names of columns.
     labels : sequence, shape (n,)
         Exactly two levels.
     groups : sequence, shape (n,)
@@ -183,7 +184,8 @@ def generalisation_matrix(
     DataMismatch
         The lengths differ.
     InvalidInput
-        Not two levels, fewer than two domains, fewer than two items of a level in a domain, a wrong option.
+        A value is missing, not two levels, fewer than two domains, fewer than two items of a level in a domain, a
+        wrong option.
 
     Examples
     --------
@@ -194,11 +196,11 @@ def generalisation_matrix(
     >>> generalisation_matrix(RidgeClassifier(), X, y, items, template, n_perm=0).auroc.tolist()
     [[1.0, 0.0], [0.0, 1.0]]
     """
-    X, labels, items, codes, levels, names = _checked(X, labels, groups, domains, cv, n_perm)
+    X, labels, groups, items, codes, levels, names = _checked(X, labels, groups, domains, cv, n_perm)
     # Balanced over level × domain, so that every fold can be tested in every domain.
     n_folds = min(cv, _fewest_items(labels, items, codes, levels, names))
     folds = item_folds(2 * codes + labels, items, n_folds, random_state)
-    train = _trainer(decoder, X, labels, np.asarray(groups).astype(str), levels)
+    train = _trainer(decoder, X, labels, groups, levels)
     trials = _Trials(labels, items, codes, folds)
 
     def areas(y: np.ndarray) -> np.ndarray:
@@ -230,14 +232,16 @@ class _Trials:
 
 
 def _checked(X: Any, labels: Any, groups: Any, domains: Any, cv: int, n_perm: int) -> tuple[Any, ...]:
-    """X, labels as booleans, items and domains as codes, names of the levels and of the domains."""
-    X = X if sparse.issparse(X) else np.asarray(X)
-    labels, groups, domains = (np.asarray(values).astype(str) for values in (labels, groups, domains))
-    if not X.shape[0] == labels.size == groups.size == domains.size:
-        raise DataMismatch(
-            f"generalisation: {X.shape[0]} rows, {labels.size} labels, {groups.size} groups and {domains.size} domains "
-            "do not fit together."
-        )
+    """X, labels as booleans, items by name, items and domains as codes, names of the levels and of the domains."""
+    where, given = "generalisation", {"labels": labels, "groups": groups, "domains": domains}
+    values = matrix(X, where)
+    labels, groups, domains = (
+        complete(column(X, own, where), name, values.shape[0], where) for name, own in given.items()
+    )
+    labels, groups, domains = typed(labels), groups.astype(str), typed(domains)
+    for name, value in (("cv", cv), ("n_perm", n_perm)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+            raise InvalidInput(f"generalisation: {name} must be a whole number, found {shown(value)}.")
     levels, names = np.unique(labels), np.unique(domains)
     if levels.size != 2:
         raise InvalidInput(f"generalisation: exactly two levels can be decoded, found {levels.size}.")
@@ -246,7 +250,7 @@ def _checked(X: Any, labels: Any, groups: Any, domains: Any, cv: int, n_perm: in
     if cv < 2 or n_perm < 0:
         raise InvalidInput(f"generalisation: at least 2 folds and 0 permutations are needed, found {cv} and {n_perm}.")
     items, codes = np.unique(groups, return_inverse=True)[1], np.unique(domains, return_inverse=True)[1]
-    return X, labels == levels[1], items, codes, tuple(map(str, levels)), tuple(map(str, names))
+    return values, labels == levels[1], groups, items, codes, tuple(map(str, levels)), tuple(map(str, names))
 
 
 def _fewest_items(

@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import sparse
 
+from neurollm.decoding.permutation import label_draws
 from neurollm.decoding.ridge import ridge_scores
+from neurollm.decoding.scores import balanced_accuracy as mean_recall
+from neurollm.decoding.scores import fold_areas, jaccard
 from neurollm.decoding.selectors import SELECTORS, select
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.random import stream
 from neurollm.stats.folds import item_folds
 from neurollm.stats.linear import NOISE
+from neurollm.stats.paired_scores import item_kinds, n_units, resampled_items
 from neurollm.validation import closest
 
 if TYPE_CHECKING:
@@ -305,36 +309,32 @@ def _assemble(plan: GridPlan, folds: np.ndarray, tasks: list[tuple[int, int]], d
 
 
 def shuffle_labels(labels: np.ndarray, items: np.ndarray, random_state: int, index: int) -> np.ndarray:
-    """Labels permuted by item, for the whole procedure to be run on.
-
-    In items with both levels the levels change places with probability one half, for all trials of the item; the
-    items with only one level exchange it among themselves.
+    """Labels permuted by item, for the whole procedure to be run on: see `neurollm.decoding.permutation.label_draws`.
 
     Parameters
     ----------
     labels : ndarray of bool, shape (n,)
     items : ndarray, shape (n,)
     random_state, index : int
-        Shuffling number `index` of this seed.
+        Shuffling number `index` of this seed; where there are fewer arrangements they come again.
 
     Returns
     -------
     ndarray of bool, shape (n,)
 
+    Raises
+    ------
+    InvalidInput
+        The numbers of trials differ so much between the levels that labels cannot be exchanged.
+
     Examples
     --------
-    >>> shuffle_labels(np.array([True, False, True, False]), np.array([0, 0, 1, 1]), random_state=0, index=0).tolist()
+    >>> shuffle_labels(np.array([True, False, True, False]), np.array([0, 0, 1, 1]), random_state=0, index=1).tolist()
     [True, False, False, True]
     """
-    rng = stream(random_state, "grid_shuffle", index)
     codes = np.unique(items, return_inverse=True)[1]
-    positive = np.bincount(codes, labels) / np.bincount(codes)
-    single = (positive == 0) | (positive == 1)
-    flip = rng.random(positive.size) < 0.5
-    moved = positive.copy()
-    moved[single] = rng.permutation(positive[single])
-    flip[single] = moved[single] != positive[single]
-    return labels ^ flip[codes]
+    draws, _ = label_draws(labels.astype(int), codes, index + 1, random_state)
+    return draws[index % len(draws)] == 1
 
 
 def stability(rankings: np.ndarray, size: int, n_columns: np.ndarray, *, across: bool) -> tuple[float, float]:
@@ -353,34 +353,26 @@ def stability(rankings: np.ndarray, size: int, n_columns: np.ndarray, *, across:
     Returns
     -------
     jaccard, chance : float
-        NaN if there is no pair.
+        As from `neurollm.decoding.scores.jaccard`; NaN if there is no pair.
 
     Notes
     -----
-    The size m of the intersection of two independent sets of k out of V columns is hypergeometric, so that chance is
-    Σ_m P(m) m / (2k − m). Training parts share most of their trials: a selector that follows the noise of its trials
-    lies above chance as well.
+    Training parts share most of their trials: a selector that follows the noise of its trials lies above chance as
+    well.
 
     Examples
     --------
     >>> stability(np.array([[[0, 1], [1, 2]]]), 2, np.array([[4, 4]]), across=True)
     (0.333..., 0.388...)
     """
-    from scipy.stats import hypergeom
-
     R, F, _ = rankings.shape
-    chosen = rankings.reshape(R * F, -1)[:, :size]
-    owner = np.repeat(np.arange(R), F)
-    first, second = np.triu_indices(R * F, 1)
-    kept = across | (owner[first] == owner[second])
-    if not kept.any() or (chosen < 0).any():
+    chosen = rankings[:, :, :size]
+    if (chosen < 0).any():
         return float("nan"), float("nan")
-    member = np.zeros((R * F, int(chosen.max()) + 1))
-    np.put_along_axis(member, chosen, 1.0, axis=1)
-    common = (member @ member.T)[first[kept], second[kept]]
-    V, m = round(float(n_columns.mean())), np.arange(size + 1)
-    chance = np.sum(hypergeom.pmf(m, V, size, size) * m / (2 * size - m))
-    return float(np.mean(common / (2 * size - common))), float(chance)
+    groups = [chosen.reshape(R * F, size)] if across else list(chosen)
+    found = [jaccard(list(panels), round(float(n_columns.mean()))) for panels in groups]  # of equally many pairs
+    observed, chance = np.mean(found, axis=0)
+    return float(observed), float(chance)
 
 
 def balanced_accuracy(
@@ -405,34 +397,25 @@ def balanced_accuracy(
     from scipy.stats import t as student
 
     codes = np.unique(items, return_inverse=True)[1]
-    n_items, n_folds = int(codes.max()) + 1, np.unique(folds[0]).size
-    draws = stream(random_state, "grid_balanced_accuracy").multinomial(n_items, np.full(n_items, 1 / n_items), n_boot)
-    weights = np.vstack([np.ones(n_items), draws])
+    kinds, n_folds = item_kinds(labels, codes), np.unique(folds[0]).size
+    units = n_units(kinds)
+    weights = resampled_items(kinds, n_boot, stream(random_state, "grid_balanced_accuracy"))
     correct = ((scores > 0) == labels).mean(axis=1)  # a mean over repetitions first: recall is linear in it
-    owners = np.eye(n_items)[codes]
-    recalls = []
-    for side in (True, False):
-        here = labels == side
-        total = weights @ owners[here].sum(axis=0)
-        right = correct[:, here] @ owners[here] @ weights.T
-        recalls.append(np.divide(right, total, out=np.full(right.shape, np.nan), where=total > 0))
-    values = (recalls[0] + recalls[1]) / 2
-    variance = np.nanvar(values[:, 1:], axis=1, ddof=1) * n_items / (n_items - 1) * (1 + n_folds / (n_folds - 1))
-    half = student.ppf(0.975, n_items - 1) * np.sqrt(variance + (0.5 / (n_items + 2)) ** 2)
-    found = np.array([values[:, 0], np.clip(values[:, 0] - half, 0, 1), np.clip(values[:, 0] + half, 0, 1)])
+    owners = np.eye(kinds.size)[codes]
+    recalls = [
+        correct[:, here] @ owners[here] @ weights.T / (weights @ owners[here].sum(axis=0)) for here in (labels, ~labels)
+    ]
+    variance = np.var(np.mean(recalls, axis=0), axis=1, ddof=1) * units / (units - 1) * (1 + n_folds / (n_folds - 1))
+    half = student.ppf(0.975, units - 1) * np.sqrt(variance + (0.5 / (units + 2)) ** 2)
+    values = np.array([mean_recall(one, labels.astype(int), 2) for one in correct])
+    found = np.array([values, np.clip(values - half, 0, 1), np.clip(values + half, 0, 1)])
     found[:, ~np.isfinite(scores).all(axis=(1, 2))] = np.nan
     return found
 
 
 def areas(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """AUROC over pairs of trials in the same fold, of each row of scores (M, n): shape (M,)."""
-    concordant, total = np.zeros(len(scores)), 0
-    for fold in np.unique(folds):
-        positive, negative = (scores[:, (folds == fold) & (labels == side)] for side in (True, False))
-        difference = positive[:, :, None] - negative[:, None, :]
-        concordant += (difference > 0).sum(axis=(1, 2)) + 0.5 * (difference == 0).sum(axis=(1, 2))
-        total += positive.shape[1] * negative.shape[1]
-    return np.where(np.isnan(scores).any(axis=1), np.nan, concordant / total)
+    """AUROC over pairs of trials in the same fold, of each row of scores (M, n): shape (M,), NaN without scores."""
+    return np.array([np.nan if np.isnan(one).any() else fold_areas(one, labels, folds)[0] for one in scores])
 
 
 def cell_name(cell: Sequence) -> str:

@@ -10,17 +10,21 @@ each member, and with several members a logistic regression of their out-of-fold
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 from scipy import sparse
 
-from neurollm.decoding.classifiers import CLASSIFIERS, Fitted
+from neurollm.decoding.classifiers import CLASSIFIERS, Fitted, FittedModel
 from neurollm.decoding.scores import fold_areas, one_against_rest
-from neurollm.decoding.selectors import Selector, select, usable
+from neurollm.decoding.selectors import Selector, scorer, select, usable
+from neurollm.errors import InvalidInput
+from neurollm.random import stream
 from neurollm.stats.arrays import dense, take_rows
 from neurollm.stats.folds import Split, item_folds
+from neurollm.validation import closest, listed, shown
 
 INNER_FOLDS = 3
 _STACK_STRENGTH = 0.01
@@ -43,6 +47,51 @@ class Plan:
     sizes: tuple[int, ...]
     random_state: int
 
+    @classmethod
+    def of(cls, estimator: Any, selector: Any, n_features: Any, n_available: int, random_state: int) -> Plan:
+        """Every classifier with every selector, from what `Decoder` was given.
+
+        Raises
+        ------
+        InvalidInput
+            A name is unknown, or a number of features is not from 1 to `n_available`.
+        """
+        names = [estimator] if isinstance(estimator, str) else estimator
+        if not isinstance(names, (list, tuple)) or not names:
+            raise InvalidInput(f"Decoder: estimator must be a name out of {listed(CLASSIFIERS)}, found {shown(names)}.")
+        for name in names:
+            if not isinstance(name, str) or name not in CLASSIFIERS:
+                hint = closest(name, CLASSIFIERS) or ";"
+                raise InvalidInput(
+                    f"Decoder: there is no estimator {shown(name)}{hint} known are {listed(CLASSIFIERS)}."
+                )
+        several = isinstance(selector, (list, tuple))
+        if several and not selector:
+            raise InvalidInput("Decoder: the list of selectors is empty; None uses all features.")
+        selectors = list(selector) if several else [selector]
+        for one in selectors:
+            if one is not None:
+                scorer(one)
+        try:
+            sizes = np.unique(n_features)
+        except (TypeError, ValueError):
+            sizes = np.zeros(0)
+        if (
+            sizes.size == 0
+            or sizes.dtype.kind not in "iu"
+            or not 1 <= sizes[0] <= sizes[-1]
+            or (sizes[-1] > n_available and any(one is not None for one in selectors))
+        ):
+            raise InvalidInput(
+                f"Decoder: n_features must be whole numbers from 1 to {n_available} (the features there are), "
+                f"found {shown(n_features)}."
+            )
+        return cls(tuple(product(names, selectors)), tuple(sizes.tolist()), int(random_state))
+
+    def of_fold(self, fold: int) -> Plan:
+        """With a seed of its own, so that chance (random features, ties) is not the same in every fold."""
+        return replace(self, random_state=int(stream(self.random_state, "fold_seed", fold).integers(2**31)))
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -51,7 +100,7 @@ class Panel:
     features: np.ndarray
     mean: np.ndarray
     sd: np.ndarray
-    fitted: Fitted | None
+    fitted: Fitted | FittedModel | None
 
     def decide(self, X: Any) -> np.ndarray:
         """Decisions for the rows of X, above 0 for the class looked for; 0 where no feature could be used."""
@@ -136,13 +185,23 @@ def cross_validate(
     decisions : ndarray, shape (rows of all test parts, n_problems)
     parts : list of list of Part
         ``parts[fold][problem]``.
+
+    Raises
+    ------
+    InvalidInput
+        A decision is not finite.
     """
     decisions, parts = [], []
-    for train, test in splits:
-        seen, unseen = _rows(X, train), _rows(X, test)
-        own = [fit_part(seen, y[train], items[train], plan) for y in one_against_rest(codes, n_classes)]
+    for fold, (train, test) in enumerate(splits):
+        seen, unseen, own_plan = _rows(X, train), _rows(X, test), plan.of_fold(fold)
+        own = [fit_part(seen, y[train], items[train], own_plan) for y in one_against_rest(codes, n_classes)]
         parts.append(own)
         decisions.append(np.stack([part.decide(unseen) for part in own], axis=1))
+        if not np.isfinite(decisions[-1]).all():
+            raise InvalidInput(
+                f"Decoder: decisions about the trials of fold {fold + 1} are not finite; numbers in its test part are "
+                "out of all proportion to those in its training part."
+            )
     return np.concatenate(decisions), parts
 
 
@@ -187,8 +246,11 @@ def _panels(
         ranking = select(selector, X, y, max(sizes), random_state)
     values = dense(X[:, ranking])
     mean, sd = values.mean(axis=0), values.std(axis=0)
-    values -= mean
-    values /= sd
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        values -= mean
+        values /= sd
+    if not (np.isfinite(sd).all() and np.isfinite(values).all()):
+        raise InvalidInput("Decoder: numbers in X are too large or too small to be squared; scale the features first.")
     found = []
     for size in sizes:
         own = slice(0, min(size, ranking.size))

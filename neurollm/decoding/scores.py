@@ -211,14 +211,16 @@ def jaccard(panels: list[np.ndarray], n_available: int) -> tuple[float, float]:
     """
     from scipy.stats import hypergeom
 
-    observed, chance = [], []
+    observed, chance, by_sizes = [], [], {}
     for place, one in enumerate(panels):
         for other in panels[:place]:
             if not (one.size and other.size):
                 continue
             both = np.intersect1d(one, other).size
             observed.append(both / (one.size + other.size - both))
-            overlap = np.arange(min(one.size, other.size) + 1)
-            share = overlap / (one.size + other.size - overlap)
-            chance.append(hypergeom(n_available, one.size, other.size).pmf(overlap) @ share)
+            sizes = one.size, other.size
+            if sizes not in by_sizes:
+                overlap = np.arange(min(sizes) + 1)
+                by_sizes[sizes] = hypergeom(n_available, *sizes).pmf(overlap) @ (overlap / (sum(sizes) - overlap))
+            chance.append(by_sizes[sizes])
     return (float(np.mean(observed)), float(np.mean(chance))) if observed else (float("nan"), float("nan"))

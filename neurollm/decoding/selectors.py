@@ -26,6 +26,7 @@ distances are smaller between classes than within separates nothing.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -39,7 +40,7 @@ from neurollm.stats.arrays import canonical_columns, column_blocks, column_squar
 from neurollm.stats.linear import NOISE
 from neurollm.stats.mutual_information import mutual_information
 from neurollm.stats.ranks import rank_rows
-from neurollm.validation import closest, listed
+from neurollm.validation import closest, listed, shown
 
 Selector = Callable[[Any, np.ndarray, int], np.ndarray]
 
@@ -52,7 +53,7 @@ def select(selector: str | Selector, X: Any, y: np.ndarray, n_features: int, ran
     Parameters
     ----------
     selector : str or callable
-        A name in `SELECTORS`, or a function of the same kind.
+        A name in `SELECTORS`, or a function of the same kind, which is given a copy of X.
     X : ndarray or scipy.sparse, shape (n, V)
         Training trials.
     y : ndarray of bool, shape (n,)
@@ -84,9 +85,18 @@ def select(selector: str | Selector, X: Any, y: np.ndarray, n_features: int, ran
             f"select: features are chosen by comparing two classes; found {int(y.sum())} trials of the class and "
             f"{int((~y).sum())} others for {X.shape[0]} rows."
         )
-    scores = np.asarray(scorer(selector)(X, y, random_state), dtype=float)
+    rule = scorer(selector)
+    scores = rule(X.copy(), y.copy(), random_state) if callable(selector) else rule(X, y, random_state)
+    try:
+        scores = np.array(scores, dtype=float)
+    except (TypeError, ValueError):
+        raise InvalidInput(
+            f"select: the selector gave {shown(scores)}; a number for each of {X.shape[1]} features is needed."
+        ) from None
     if scores.shape != (X.shape[1],):
         raise InvalidInput(f"select: the selector gave scores of shape {scores.shape} for {X.shape[1]} features.")
+    if callable(selector):
+        scores = _where_usable(scores, X)
     size = np.abs(scores[np.isfinite(scores)]).max(initial=0)
     rounded = np.round(scores / size, _DIGITS) if size > 0 else scores
     tie_break = stream(random_state, "selector_ties").random(scores.size)
@@ -95,12 +105,20 @@ def select(selector: str | Selector, X: Any, y: np.ndarray, n_features: int, ran
 
 
 def scorer(selector: str | Selector) -> Selector:
-    """The function of a name in `SELECTORS`; a function stays what it is."""
+    """The function of a name in `SELECTORS`; a function of three arguments stays what it is."""
     if callable(selector):
+        try:
+            inspect.signature(selector).bind(None, None, 0)
+        except TypeError:
+            raise InvalidInput(
+                f"decoding: the selector {shown(selector)} must take three arguments, score(X, y, random_state)."
+            ) from None
+        except ValueError:  # written in C, without a signature
+            pass
         return selector
-    if selector not in SELECTORS:
+    if not isinstance(selector, str) or selector not in SELECTORS:
         raise InvalidInput(
-            f"decoding: there is no selector '{selector}'{closest(selector, SELECTORS) or ';'} "
+            f"decoding: there is no selector {shown(selector)}{closest(selector, SELECTORS) or ';'} "
             f"known are {listed(SELECTORS)}."
         )
     return SELECTORS[selector]
@@ -232,7 +250,7 @@ def _mutual_information(X: Any, y: np.ndarray, random_state: int) -> np.ndarray:
     scores = np.full(X.shape[1], np.nan)
     columns = np.flatnonzero(usable(X))
     for part, block in column_blocks(X[:, columns]):
-        scores[columns[part]] = mutual_information(block, y, random_state=random_state)
+        scores[columns[part]] = mutual_information(block, y)
     return scores
 
 

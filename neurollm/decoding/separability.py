@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurollm.decoding.scores import cautious_interval, fold_areas, n_item_pairs
-from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.decoding.trials import complete, typed
+from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import by_columns, column_blocks
 from neurollm.stats.folds import item_folds
 from neurollm.stats.linear import NOISE
@@ -87,9 +88,10 @@ def separability(X: Any, y: Any, groups: Any, *, cv: int = 5, random_state: int 
     import pandas as pd
 
     random_state = int(random_state)
-    y, groups = np.asarray(y).astype(str), np.asarray(groups).astype(str)
-    levels = _check(X, y, groups, cv)
-    labels = y == levels[1]
+    y = typed(complete(y, "levels", X.shape[0], "separability"))
+    groups = complete(groups, "items", X.shape[0], "separability").astype(str)
+    levels = _check(y, cv)
+    labels, y, levels = y == levels[1], y.astype(str), levels.astype(str)
     _, items = np.unique(groups, return_inverse=True)
     per_level = min(np.unique(items[labels]).size, np.unique(items[~labels]).size)
     if per_level < 2:
@@ -127,11 +129,7 @@ def separability(X: Any, y: Any, groups: Any, *, cv: int = 5, random_state: int 
     )
 
 
-def _check(X: Any, y: np.ndarray, groups: np.ndarray, cv: int) -> np.ndarray:
-    if not X.shape[0] == y.size == groups.size:
-        raise DataMismatch(
-            f"separability: {X.shape[0]} rows, {y.size} levels and {groups.size} items do not fit together."
-        )
+def _check(y: np.ndarray, cv: int) -> np.ndarray:
     levels = np.unique(y)
     if levels.size != 2:
         raise InvalidInput(f"separability: exactly two levels can be separated, found {levels.size}.")

@@ -40,16 +40,16 @@ class Trials:
     def of(cls, X: Any, labels: Any, groups: Any, features: Any, item_reason: str) -> Trials:
         """Check what `Decoder.fit` was given."""
         values = matrix(X)
-        if hasattr(X, "obs") and hasattr(X, "var"):
-            if features is None:
-                features = np.asarray(X.var.get("feature", X.var_names))
-            labels, groups = (_column(X.obs, name) for name in (labels, groups))
+        features = column_ids(X) if features is None else features
+        labels, groups = (column(X, given) for given in (labels, groups))
         n, width = values.shape
         if labels is None:
             raise InvalidInput(
                 "Decoder: requires y to be passed, but the target y is None: give a label for each trial."
             )
-        names = _sorted(_complete(labels, "labels", n))
+        names = typed(complete(labels, "labels", n))
+        if not isinstance(item_reason, str):
+            raise InvalidInput(f"Decoder: item_reason must be text, found {shown(item_reason)}.")
         if groups is None and not item_reason.strip():
             raise InvalidInput(
                 "Decoder: without groups every trial would count as an item of its own; give the item of each trial, "
@@ -57,7 +57,7 @@ class Trials:
             )
         if groups is not None and item_reason:
             raise InvalidInput("Decoder: item_reason is only for trials without groups; remove it or the groups.")
-        groups = np.arange(n) if groups is None else _complete(groups, "groups", n).astype(str)
+        groups = np.arange(n) if groups is None else complete(groups, "groups", n).astype(str)
         feature = np.arange(width) if features is None else np.asarray(features)
         if feature.shape != (width,):
             raise DataMismatch(f"Decoder: {feature.size} feature ids do not fit {width} features.")
@@ -77,17 +77,20 @@ class Trials:
         return min(np.unique(self.items[self.codes == code]).size for code in range(self.classes.size))
 
 
-def matrix(X: Any) -> Any:
-    """Any array of trials × features as float64, dense or CSC."""
-    if hasattr(X, "obs") and hasattr(X, "var"):
+def matrix(X: Any, where: str = "Decoder") -> Any:
+    """Any array of trials × features as float64, dense or CSC; `where` begins the sentence of a refusal."""
+    if _is_anndata(X):
         X = X.X
-    if sparse.issparse(X):
-        return canonical_columns(X)
-    values = dense(X) if is_torch(X) else np.asarray(X)
-    if values.ndim != 2 or values.dtype.kind not in "fiub":
+    try:
+        values = X if sparse.issparse(X) else dense(X) if is_torch(X) else np.asarray(X)
+    except ValueError:  # lists of unequal lengths
+        raise InvalidInput(f"{where}: X must be a table of numbers, trials × features; its rows differ.") from None
+    if values.ndim != 2 or values.dtype.kind not in "fiub" or not values.shape[1]:
         raise InvalidInput(
-            f"Decoder: X must be a table of numbers, trials × features; found shape {values.shape} of {values.dtype}."
+            f"{where}: X must be a table of numbers, trials × features; found shape {values.shape} of {values.dtype}."
         )
+    if sparse.issparse(values):
+        return canonical_columns(values)
     return values.astype(np.float64, copy=False)
 
 
@@ -109,36 +112,62 @@ def _finite(values: Any) -> tuple[Any, int]:
     return values, int(columns.size)
 
 
-def _column(obs: Any, name: Any) -> Any:
-    """A column of the trial table by its name; anything else as it is."""
-    if not isinstance(name, str):
+def _is_anndata(X: Any) -> bool:
+    return hasattr(X, "obs") and hasattr(X, "var")
+
+
+def column_ids(X: Any) -> np.ndarray | None:
+    """Ids of the columns of an AnnData or DataFrame; None of an array without names."""
+    if _is_anndata(X):
+        return np.asarray(X.var.get("feature", X.var_names))
+    return np.asarray(X.columns) if hasattr(X, "columns") and hasattr(X, "iloc") else None
+
+
+def column(X: Any, name: Any, where: str = "Decoder") -> Any:
+    """A column of the trial table of an AnnData by its name; anything else as it is."""
+    if not (isinstance(name, str) and _is_anndata(X)):
         return name
+    obs = X.obs
     if name not in obs.columns:
         raise InvalidInput(
-            f"Decoder: the trial table has no column {shown(name)}{closest(name, obs.columns) or '.'} Its columns are "
+            f"{where}: the trial table has no column {shown(name)}{closest(name, obs.columns) or '.'} Its columns are "
             f"{listed(obs.columns)}."
         )
     return obs[name].to_numpy()
 
 
-def _complete(values: Any, what: str, n: int) -> np.ndarray:
-    """The values as objects, so that a missing one is not taken for a text."""
+def complete(values: Any, what: str, n: int, where: str = "Decoder") -> np.ndarray:
+    """One value for each of n trials, as objects, so that a missing one is not taken for a text.
+
+    Raises
+    ------
+    DataMismatch
+        There are more or fewer.
+    InvalidInput
+        One is missing (NaN, None).
+    """
     import pandas as pd
 
     values = np.asarray(values, dtype=object)
     if values.shape != (n,):
-        raise DataMismatch(f"Decoder: {what} of shape {values.shape} do not fit {n} trials.")
+        raise DataMismatch(f"{where}: {what} of shape {values.shape} do not fit {n} trials.")
     missing = np.flatnonzero(pd.isna(values))
     if missing.size:
         raise InvalidInput(
-            f"Decoder: {what} are missing (NaN or None) at {missing.size} trials, such as trial {missing[0]}; leave "
+            f"{where}: {what} are missing (NaN or None) at {missing.size} trials, such as trial {missing[0]}; leave "
             "these trials out."
         )
     return values
 
 
-def _sorted(labels: np.ndarray) -> np.ndarray:
-    """Labels of one kind, so that numbers are sorted as numbers."""
+def typed(labels: np.ndarray) -> np.ndarray:
+    """Objects as values of one kind, so that numbers are sorted as numbers and all else as text.
+
+    Examples
+    --------
+    >>> np.unique(typed(np.array([10, 9], dtype=object))).tolist()
+    [9, 10]
+    """
     if all(isinstance(value, (bool, np.bool_)) for value in labels):
         return labels.astype(bool)
     if all(isinstance(value, (int, np.integer)) for value in labels):

@@ -217,13 +217,13 @@ def auc_bootstrap(
     for index, concept in enumerate(np.unique(concepts)):
         here = concepts == concept
         codes = np.unique(items[here], return_inverse=True)[1]
-        kinds = _kinds(labels[here], codes)
-        units = int(np.sum(kinds == 2)) + int(min(np.sum(kinds == 0), np.sum(kinds == 1)))
+        kinds = item_kinds(labels[here], codes)
+        units = n_units(kinds)
         if units < 2:
             raise InvalidInput(
                 f"concept {concept}: at least 2 items with both levels, or of each level, are needed; found {units}."
             )
-        drawn = _resampled(kinds, n_boot, stream(random_state, "auc_bootstrap", index))
+        drawn = resampled_items(kinds, n_boot, stream(random_state, "auc_bootstrap", index))
         weights = np.vstack([np.ones(kinds.size), drawn])  # the observed items come first
         repetitions = [
             _areas(scores[:, r][:, here], labels[here], codes, folds[r, here], weights) for r in range(len(folds))
@@ -321,13 +321,35 @@ def _arrays(labels: Any, items: Any, concepts: Any, scores: Any, folds: Any) -> 
     return labels.astype(bool), items, concepts, scores, folds
 
 
-def _kinds(labels: np.ndarray, items: np.ndarray) -> np.ndarray:
-    """Of each item: 0 only negative trials, 1 only positive ones, 2 both."""
+def item_kinds(labels: np.ndarray, items: np.ndarray) -> np.ndarray:
+    """What trials an item has.
+
+    Parameters
+    ----------
+    labels : ndarray of bool, shape (n,)
+    items : ndarray of int, shape (n,)
+        Numbers from 0.
+
+    Returns
+    -------
+    ndarray of int, shape (n_items,)
+        0: only negative trials, 1: only positive ones, 2: both.
+
+    Examples
+    --------
+    >>> item_kinds(np.array([True, False, False]), np.array([0, 0, 1])).tolist()
+    [2, 0]
+    """
     positive, negative = (np.bincount(items[labels == side], minlength=items.max() + 1) > 0 for side in (True, False))
     return np.where(positive & negative, 2, positive.astype(int))
 
 
-def _resampled(kinds: np.ndarray, n_boot: int, rng: np.random.Generator) -> np.ndarray:
+def n_units(kinds: np.ndarray) -> int:
+    """Items with both levels, and pairs of items with one; `kinds` as from `item_kinds`."""
+    return int(np.sum(kinds == 2)) + int(min(np.sum(kinds == 0), np.sum(kinds == 1)))
+
+
+def resampled_items(kinds: np.ndarray, n_boot: int, rng: np.random.Generator) -> np.ndarray:
     """How often each item occurs in each replicate, (n_boot, n_items); items of a kind keep their number."""
     weights = np.zeros((n_boot, kinds.size))
     for kind in np.unique(kinds):

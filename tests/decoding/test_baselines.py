@@ -118,12 +118,17 @@ def test_texts_without_words_and_hostile_labels():
 
 def test_wrong_calls_are_told():
     texts, labels, items = paired()
-    with pytest.raises(DataMismatch, match="do not fit together"):
+    with pytest.raises(DataMismatch, match=r"labels .* do not fit 39 trials"):
         baselines(texts[1:], labels, items)
     with pytest.raises(InvalidInput, match="text 0 is of type int"):
         baselines([1, *texts[1:]], labels, items)
     with pytest.raises(InvalidInput, match="exactly two levels"):
         baselines(texts, items, items)
+    for place, told in ((1, "labels are missing"), (2, "groups are missing")):
+        given = [texts, labels.astype(object), items.astype(object)]
+        given[place][5] = None if place == 1 else np.nan
+        with pytest.raises(InvalidInput, match=told):
+            baselines(*given)
     with pytest.raises(InvalidInput, match="2 items of each level"):
         baselines(texts, labels, labels)
     with pytest.raises(DataMismatch, match="has the item"):
@@ -138,3 +143,18 @@ def test_wrong_calls_are_told():
         found.compare(predictions[1:])
     with pytest.raises(DataMismatch, match="other labels"):
         found.compare(predictions.assign(label="calm"))
+
+
+def test_high_scores_mean_the_same_level_as_those_of_a_decoder():
+    texts, labels, items = paired(extra=("calmly", "loudly"))
+    X = np.random.default_rng(0).normal(size=(40, 5)) + 4 * (labels == "calm")[:, None]
+    for numbers in (np.where(labels == "calm", 9, 10), np.where(labels == "calm", 9.5, 10.5)):
+        predictions = Decoder("ridge", n_perm=0).fit(X, numbers, groups=items).predictions_
+        found = baselines(texts, numbers, items, n_boot=100)
+        assert found.levels == tuple(map(str, np.unique(numbers)))
+        table = found.compare(predictions)
+        np.testing.assert_allclose(table["difference"], 1 - found.auroc)  # the decoder makes no error
+        with pytest.raises(DataMismatch, match="give both the labels as numbers, or both as text"):
+            baselines(texts, numbers.astype(str), items, n_boot=100).compare(predictions)
+    with pytest.raises(DataMismatch, match="other folds"):  # half as many, each of them two of these
+        found.compare(predictions.assign(fold=predictions["fold"] // 2))

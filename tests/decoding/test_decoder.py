@@ -1,11 +1,15 @@
 """Decoder: nothing leaks, p is right on noise, planted classes are found, and sklearn's rules are kept."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
-from sklearn.model_selection import KFold, LeaveOneGroupOut, StratifiedGroupKFold
+from sklearn.model_selection import GroupKFold, GroupShuffleSplit, KFold, LeaveOneGroupOut, StratifiedGroupKFold
+from sklearn.svm import SVC
 
 from neurollm.decoding import Decoder
 from neurollm.decoding.permutation import features_drawn, interchangeable, label_draws, p_value
@@ -156,8 +160,11 @@ def test_bagging_is_the_mean_of_the_folds():
     assert set(np.flatnonzero(decoder.coef_[0])) <= set(np.concatenate(decoder.fold_features_))
     probability = decoder.predict_proba(new)
     np.testing.assert_allclose(probability.sum(1), 1)
-    with pytest.raises(InvalidInput, match="'ridge' has no probabilities"):
-        Decoder(**QUICK).fit(X, y, groups=items).predict_proba(new)
+    np.testing.assert_allclose(np.log(probability[:, 1] / probability[:, 0]), decoder.decision_function(new))
+    np.testing.assert_array_equal(decoder.classes_[probability.argmax(1)], decoder.predict(new))
+    for other in (Decoder("ridge"), Decoder(SVC()), Decoder(None), Decoder(["lda", "ridge"])):
+        assert not hasattr(other, "predict_proba")
+    assert hasattr(Decoder(["lda", "ridge"], ensemble="stacking"), "predict_proba")
 
 
 def test_stacking_weighs_a_good_member_more_than_a_useless_one():
@@ -288,16 +295,17 @@ def test_all_arrangements_are_run_if_there_are_few():
 
 
 def test_labels_move_with_their_cells():
-    codes = np.array([0, 0, 1, 1, 1, 2, 0, 1, 0, 0, 1])
-    items = np.array([0, 0, 0, 1, 1, 1, 2, 2, 3, 3, 4])
+    codes = np.repeat([0, 1, 1, 2, 0, 1, 0, 1], 2)
+    items = np.repeat([0, 0, 1, 1, 2, 2, 3, 4], 2)
     draws, exhaustive = label_draws(codes, items, 200, 0)
     # items 0, 1, 2 hold two classes each, items 3 and 4 one
     assert exhaustive and len(draws) == len(np.unique(draws, axis=0)) == 16 and (draws == codes).all(axis=1).sum() == 1
     random, exhaustive = label_draws(codes, items, 15, 0)
     assert not exhaustive and len(random) == 15
     for row in np.concatenate([draws, random]):
-        assert row[0] == row[1] != row[2] and row[3] == row[4] != row[5] and row[6] != row[7] and row[8] == row[9]
-        assert sorted([row[8], row[10]]) == [0, 1] and set(row[3:6]) == {1, 2}
+        np.testing.assert_array_equal(row[::2], row[1::2])  # the two trials of a cell
+        assert [set(row[items == item]) for item in range(3)] == [{0, 1}, {1, 2}, {0, 1}]
+        assert sorted([row[12], row[14]]) == [0, 1]
     many, exhaustive = label_draws(np.tile([0, 1], 70), np.repeat(np.arange(70), 2), 50, 0)
     assert not exhaustive and len(np.unique(many, axis=0)) == 50
 
@@ -367,19 +375,194 @@ def test_few_items_without_an_error_have_a_wide_interval():
         ({"n_perm": -1}, InvalidInput, "n_perm at least 0"),
         ({"item_reason": "independent"}, InvalidInput, "only for trials without groups"),
         ({"groups": None}, InvalidInput, "write down in item_reason"),
-        ({"labels": ["one"] * 40}, InvalidInput, "at least two classes"),
-        ({"labels": ["one"] * 38 + [None, "two"]}, InvalidInput, "labels are missing"),
-        ({"labels": ["one"] * 39 + ["two"]}, InvalidInput, "'two' has one"),
-        ({"labels": ["one", "two"]}, DataMismatch, "do not fit 40 trials"),
+        ({"y": ["one"] * 40}, InvalidInput, "at least two classes"),
+        ({"y": ["one"] * 38 + [None, "two"]}, InvalidInput, "labels are missing"),
+        ({"y": ["one"] * 39 + ["two"]}, InvalidInput, "'two' has one"),
+        ({"y": ["one", "two"]}, DataMismatch, "do not fit 40 trials"),
         ({"features": [1, 2]}, DataMismatch, "2 feature ids do not fit 40"),
         ({"X": np.array([["a"] * 40] * 40)}, InvalidInput, "table of numbers"),
+        ({"X": np.zeros((40, 0))}, InvalidInput, "table of numbers"),
+        ({"X": sparse.csr_array((40, 0))}, InvalidInput, "table of numbers"),
+        ({"X": [[1.0]] * 39 + [[1.0, 2.0]]}, InvalidInput, "its rows differ"),
+        ({"estimator": SVC()}, InvalidInput, "estimator must be a name out of"),
+        ({"estimator": None}, InvalidInput, "estimator must be a name out of"),
+        ({"estimator": []}, InvalidInput, "estimator must be a name out of"),
+        ({"estimator": [SVC()]}, InvalidInput, "no estimator"),
+        ({"selector": 3}, InvalidInput, "no selector 3"),
+        ({"selector": []}, InvalidInput, "list of selectors is empty"),
+        ({"selector": [["auroc"]]}, InvalidInput, "no selector"),
+        ({"selector": lambda X, y: X[0]}, InvalidInput, "must take three arguments"),
+        ({"selector": lambda X, y, seed: ["a"] * 40}, InvalidInput, "a number for each of 40 features"),
+        ({"selector": lambda X, y, seed: X}, InvalidInput, "scores of shape"),
+        ({"selector": lambda X, y, seed: None}, InvalidInput, "scores of shape"),
+        ({"n_features": [[1, 2], [3]]}, InvalidInput, "whole numbers from 1 to 40"),
+        ({"n_features": ["x", 1]}, InvalidInput, "whole numbers from 1 to 40"),
+        ({"n_jobs": "x"}, InvalidInput, "n_jobs must be a whole number"),
+        ({"item_reason": None}, InvalidInput, "item_reason must be text"),
+        ({"groups": [None] * 40}, InvalidInput, "groups are missing"),
+        ({"cv": True}, InvalidInput, "at least 2 folds, found true"),
+        ({"cv": None}, InvalidInput, "a number, a splitter or a list"),
+        ({"cv": 2.5}, InvalidInput, "a number, a splitter or a list"),
+        ({"cv": {1: 2}}, InvalidInput, "a number, a splitter or a list"),
+        ({"cv": [1, 2, 3]}, InvalidInput, "but fold 1 is 1"),
+        ({"cv": [[1, 2]]}, DataMismatch, "fold 1 does not consist of row numbers"),
+        ({"cv": [([[1], [2, 3]], [0])]}, DataMismatch, "fold 1 does not consist of row numbers"),
+        ({"cv": iter(())}, DataMismatch, "there is no fold"),
+        ({"cv": GroupKFold}, InvalidInput, "found the class GroupKFold"),
+        ({"cv": GroupKFold(30)}, InvalidInput, "cannot divide the trials"),
+        ({"cv": [(np.arange(20), np.array([]))]}, DataMismatch, "in its test part"),
+        ({"cv": [(np.arange(20), np.r_[20:40, 20])]}, DataMismatch, "names row 20 more than once"),
+        ({"cv": GroupShuffleSplit(9, random_state=0)}, DataMismatch, "test parts must not overlap"),
     ],
 )
 def test_wrong_input_is_refused_in_one_sentence(change, error, words):
     X, y, items = paired()
-    given = {"X": X, "labels": y, "groups": items, "features": None}
+    given = {"X": X, "y": y, "groups": items, "features": None}
     own = {name: value for name, value in change.items() if name in given}
     options = {name: value for name, value in change.items() if name not in given}
     with pytest.raises(error, match=words) as caught:
         Decoder(**QUICK | options).fit(**given | own)
     assert "\n" not in str(caught.value)
+
+
+class Half:
+    """A splitter of two folds, which draws from whatever it is given."""
+
+    def __init__(self, draw):
+        self.draw = draw
+
+    def split(self, X, y, groups):
+        chosen = np.isin(groups, self.draw(np.unique(groups)))
+        return iter(
+            [(np.flatnonzero(~chosen), np.flatnonzero(chosen)), (np.flatnonzero(chosen), np.flatnonzero(~chosen))]
+        )
+
+
+@pytest.mark.parametrize("seed", [np.random.RandomState(0), np.random.default_rng(0), None, True])
+def test_splitters_whose_folds_differ_from_run_to_run_are_refused(seed):
+    X, y, items = paired()
+    for splitter in (StratifiedGroupKFold(4, shuffle=True), GroupKFold(4, shuffle=True), GroupShuffleSplit(1)):
+        splitter.random_state = seed
+        with pytest.raises(InvalidInput, match="a random_state that is a whole number"):
+            Decoder(**QUICK | {"cv": splitter, "n_perm": 9}).fit(X, y, groups=items)
+
+
+def test_splitters_with_a_hidden_generator_are_refused_and_the_same_folds_used_for_every_run():
+    X, y, items = paired(shift=0.8)
+    rng = np.random.default_rng(0)
+    with pytest.raises(InvalidInput, match="gives other folds each time"):
+        Decoder(**QUICK | {"cv": Half(lambda names: rng.permutation(names)[:10])}).fit(X, y, groups=items)
+    ours = Decoder(**QUICK | {"cv": Half(lambda names: names[:10]), "n_perm": 9}).fit(X, y, groups=items)
+    codes = np.unique(items.astype(str), return_inverse=True)[1]
+    half = codes < 10
+    masks = [(~half, half), (half, ~half)]
+    listed = Decoder(**QUICK | {"cv": masks, "n_perm": 9}).fit(X, y, groups=items)
+    once = Decoder(**QUICK | {"cv": iter(masks), "n_perm": 9}).fit(X, y, groups=items)
+    rows = [(np.flatnonzero(train)[::-1], np.flatnonzero(test)) for train, test in masks]
+    numbers = Decoder(**QUICK | {"cv": np.array(rows), "n_perm": 9}).fit(X, y, groups=items)
+    for other in (listed, once, numbers):
+        assert other.score_ == ours.score_ and other.p_value_ == ours.p_value_
+        np.testing.assert_array_equal(other.null_scores_, ours.null_scores_)
+    shuffled = GroupKFold(4, shuffle=True, random_state=3)
+    assert Decoder(**QUICK | {"cv": shuffled, "n_perm": 4}).fit(X, y, groups=items).n_perm_ == 4
+
+
+def test_a_feature_that_is_constant_in_training_is_never_used_nor_the_users_data_changed():
+    X, y, items = paired()
+    X[:, 3] = 7.0
+
+    def wants_the_constant(values, labels, random_state):
+        values[:] = 0
+        labels[:] = True
+        return np.arange(40) == 3
+
+    for values in (X, sparse.csc_array(X)):
+        before = values.copy()
+        decoder = Decoder("ridge", wants_the_constant, 1, n_perm=0).fit(values, y, groups=items)
+        assert np.isfinite(decoder.predictions_["decision"]).all() and 3 not in decoder.selected_features_
+        assert abs(values - before).max() == 0
+    assert decoder.fold_features_[0].size == 1
+
+
+def test_decisions_that_are_not_finite_are_refused():
+    X, y, items = paired()
+    for size in (1e-200, 1e200):
+        with pytest.raises(InvalidInput, match="too large or too small to be squared"), np.errstate(all="ignore"):
+            Decoder("ridge", n_perm=0).fit(X * size, y, groups=items)
+    X[:, 3] *= 1e-12
+    X[0, 3] = 1e300
+    test = items == 0
+    with pytest.raises(InvalidInput, match="fold 1 are not finite"), np.errstate(all="ignore"):
+        Decoder("ridge", n_perm=0, cv=[(~test, test)]).fit(X, y, groups=items)
+
+
+def test_random_features_overlap_as_by_chance():
+    overlap, chance = [], []
+    for seed in range(6):
+        X, y, items = paired(seed=seed)
+        decoder = Decoder("ridge", "random", 8, n_perm=0, random_state=seed).fit(X, y, groups=items)
+        overlap.append(decoder.stability_)
+        chance.append(decoder.stability_chance_)
+    assert np.mean(overlap) == pytest.approx(np.mean(chance), abs=0.04)
+    again = Decoder("ridge", "random", 8, n_perm=0, random_state=5).fit(X, y, groups=items)
+    np.testing.assert_array_equal(again.fold_features_, decoder.fold_features_)
+
+
+def test_the_verdict_counts_what_was_tested_and_tells_of_too_few_runs():
+    X, y, items = paired(shift=3.0)
+    few = Decoder(**QUICK | {"n_perm": 9}).fit(X, y, groups=items)
+    assert "p cannot be below 0.1" in few.verdict() and "nothing shows" not in few.verdict()
+    X4, y4, items4 = paired(4, shift=3.0)
+    assert "p cannot be below 0.062" in Decoder(**QUICK | {"n_perm": 99, "cv": 2}).fit(X4, y4, groups=items4).verdict()
+    noise = Decoder(**QUICK | {"n_perm": 19}).fit(*paired()[:2], groups=items)
+    assert noise.p_value_ > 0.05 and "so nothing shows" in noise.verdict() and "cannot" not in noise.verdict()
+    test = items < 6
+    part = Decoder(**QUICK | {"cv": [(~test, test)]}).fit(X, y, groups=items)
+    assert "on unseen trials of 6 items in 1 folds" in part.verdict() and part.n_items_ == 20
+
+
+@pytest.mark.parametrize("estimator", ["logistic_l1", "naive_bayes", "svc_rbf", ["lda", "svc_rbf"]])
+def test_fitted_decoders_can_be_copied_and_sent_to_processes(estimator):
+    X, y, items = paired(shift=1.0)
+    options = {"ensemble": "bagging" if isinstance(estimator, str) else "stacking", "n_perm": 0}
+    decoder = Decoder(estimator, "auroc", 3, **options).fit(X, y, groups=items)
+    for other in (pickle.loads(pickle.dumps(decoder)), copy.deepcopy(decoder)):
+        np.testing.assert_array_equal(other.decision_function(X), decoder.decision_function(X))
+
+
+def test_columns_are_known_by_name():
+    pd, anndata = pytest.importorskip("pandas"), pytest.importorskip("anndata")
+    X, y, items = paired(shift=2.0)
+    frame = pd.DataFrame(X, columns=[f"f{k}" for k in range(40)])
+    decoder = Decoder(**QUICK).fit(frame, y=y, groups=items)
+    np.testing.assert_array_equal(decoder.feature_names_in_, frame.columns)
+    assert set(decoder.selected_features_[:2]) == {"f0", "f1"}
+    np.testing.assert_array_equal(decoder.predict(frame), decoder.predict(X))
+    for other in (frame[frame.columns[::-1]], frame.rename(columns={"f7": "g7"})):
+        for call in (decoder.predict, decoder.decision_function, lambda values: decoder.score(values, y)):
+            with pytest.raises(DataMismatch, match=r"column \d+ of X is '..?.?', but the decoder was fitted to 'f\d'"):
+                call(other)
+    data = anndata.AnnData(X, var=pd.DataFrame({"feature": np.arange(40) + 9}, index=list(frame.columns)))
+    decoder.fit(data, y, groups=items)
+    assert not hasattr(decoder, "feature_names_in_")
+    decoder.predict(data.copy()), decoder.predict(X)
+    with pytest.raises(DataMismatch, match="column 0 of X is '48', but the decoder was fitted to '9' there"):
+        decoder.predict(data[:, ::-1].copy())
+    given = Decoder(**QUICK).fit(X, y, groups=items, features=np.arange(40) + 9)
+    given.predict(data)
+    with pytest.raises(DataMismatch, match="column 0"):
+        given.predict(frame)
+    numbered = Decoder(**QUICK).fit(pd.DataFrame(X), y, groups=items)
+    assert not hasattr(numbered, "feature_names_in_") and numbered.predict(pd.DataFrame(X)).size == 40
+
+
+def test_wrong_calls_after_fit_are_told():
+    X, y, items = paired(shift=1.0)
+    decoder = Decoder(**QUICK).fit(X, y, groups=items)
+    for n_perm in (1.5, "x", True):
+        with pytest.raises(InvalidInput, match="n_perm must be a whole number"):
+            decoder.dependence_test(X, y, items, n_perm=n_perm)
+    with pytest.raises(InvalidInput, match="n_rows must be 1 to 20"):
+        decoder.check_direction(X, y, n_rows="x")
+    with pytest.raises(InvalidInput, match="one label out of 'bad', 'good'"):
+        decoder.score(X, [None] * 40)

@@ -142,5 +142,10 @@ def test_direction_is_checked_and_the_class_named():
         check_direction(scores, labels, "victory")
     with pytest.raises(InvalidInput, match="n_rows must be 1 to 10"):
         check_direction(scores, labels, "success", n_rows=11)
+    for n_rows in ("x", 2.5, True):
+        with pytest.raises(InvalidInput, match="n_rows must be 1 to 10"):
+            check_direction(scores, labels, "success", n_rows=n_rows)
+    with pytest.raises(InvalidInput, match="scores must be numbers"):
+        check_direction(labels, labels, "success")
     with pytest.raises(InvalidInput, match="one finite score"):
         check_direction(scores[1:], labels, "success")

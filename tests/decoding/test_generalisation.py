@@ -6,6 +6,7 @@ from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.linear_model import RidgeClassifier
 from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.neighbors import KNeighborsClassifier
 
 from neurollm.decoding.decoder import Decoder
@@ -151,7 +152,7 @@ def test_results_repeat_with_any_number_of_threads_and_become_a_table():
 def test_wrong_calls_are_told():
     X, y, items, domains = design(n_domains=2)
     decoder = RidgeClassifier()
-    with pytest.raises(DataMismatch, match="do not fit together"):
+    with pytest.raises(DataMismatch, match=r"labels .* do not fit 47 trials"):
         generalisation_matrix(decoder, X[1:], y, items, domains)
     with pytest.raises(InvalidInput, match="exactly two levels"):
         generalisation_matrix(decoder, X, items, items, domains)
@@ -163,3 +164,27 @@ def test_wrong_calls_are_told():
         generalisation_matrix(KNeighborsClassifier(), X, y, items, domains)
     with pytest.raises(InvalidInput, match="at least 2 folds"):
         generalisation_matrix(decoder, X, y, items, domains, cv=1)
+    for cv in (LeaveOneGroupOut(), 2.5, "x"):
+        with pytest.raises(InvalidInput, match="cv must be a whole number"):
+            generalisation_matrix(decoder, X, y, items, domains, cv=cv)
+    with pytest.raises(InvalidInput, match="n_perm must be a whole number"):
+        generalisation_matrix(decoder, X, y, items, domains, n_perm=2.5)
+    for place, words in enumerate(("labels", "groups", "domains")):
+        given = [values.astype(object) for values in (y, items, domains)]
+        given[place][7] = None
+        with pytest.raises(InvalidInput, match=f"{words} are missing"):
+            generalisation_matrix(decoder, X, *given)
+
+
+def test_numbers_are_sorted_as_numbers_and_an_anndata_is_read():
+    anndata, pd = pytest.importorskip("anndata"), pytest.importorskip("pandas")
+    X, y, items, domains = design(n_domains=2)
+    numbers = np.where(y == "yes", 10, 9)
+    found = generalisation_matrix(RidgeClassifier(), X, numbers, items, domains, n_perm=0, n_boot=100)
+    words = generalisation_matrix(RidgeClassifier(), X, y, items, domains, n_perm=0, n_boot=100)
+    assert found.levels == ("9", "10")
+    np.testing.assert_allclose(found.auroc, words.auroc)
+    obs = pd.DataFrame({"y": y, "item": items, "domain": domains}, index=[str(k) for k in range(y.size)])
+    data = anndata.AnnData(X, obs=obs)
+    own = generalisation_matrix(RidgeClassifier(), data, "y", "item", "domain", n_perm=0, n_boot=100)
+    np.testing.assert_allclose(own.auroc, words.auroc)

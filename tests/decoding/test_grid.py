@@ -21,9 +21,11 @@ from neurollm.decoding.grid import (
     stability,
 )
 from neurollm.decoding.grid_contrasts import PREREGISTERED, GridContrast, compare, concept_pairs, exploratory, holm
+from neurollm.decoding.permutation import label_draws
+from neurollm.decoding.scores import jaccard
 from neurollm.decoding.selectors import SELECTORS
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.stats.paired_scores import auc_bootstrap
+from neurollm.stats.paired_scores import auc_bootstrap, paired_auc_difference
 
 SIMPLE = ("welch_t", "maximum_activation")
 
@@ -216,6 +218,14 @@ def test_shuffled_labels_stay_with_their_items():
     assert moved == set(itertools.permutations([True, False, False, False]))
 
 
+def test_shuffled_labels_are_those_of_the_permutation_test():
+    labels, items = np.tile([True, False], 9), np.repeat([f"item {i}" for i in range(9)], 2)
+    draws, _ = label_draws(labels.astype(int), np.repeat(np.arange(9), 2), 30, 5)
+    np.testing.assert_array_equal([shuffle_labels(labels, items, 5, index) for index in range(30)], draws == 1)
+    with pytest.raises(InvalidInput, match="average the trials"):
+        shuffle_labels(np.tile([True, False, False], 9), np.repeat(np.arange(9), 3), 0, 0)
+
+
 def test_stability_equals_counting_and_chance_equals_drawing():
     rng = np.random.default_rng(0)
     rankings = np.array([[rng.permutation(9)[:4] for _ in range(3)] for _ in range(2)])
@@ -228,6 +238,8 @@ def test_stability_equals_counting_and_chance_equals_drawing():
         assert found == pytest.approx(np.mean([len(a & b) / len(a | b) for a, b in pairs[across]]))
     drawn = [(set(rng.permutation(9)[:3]), set(rng.permutation(9)[:3])) for _ in range(4000)]
     assert chance == pytest.approx(np.mean([len(a & b) / len(a | b) for a, b in drawn]), abs=0.01)
+    panels = [one[:3] for row in rankings for one in row]
+    assert stability(rankings, 3, np.full((2, 3), 9), across=True) == pytest.approx(jaccard(panels, 9))
     assert np.isnan(stability(rankings[:1, :1], 3, np.full((1, 1), 9), across=True)).all()
 
 
@@ -242,6 +254,16 @@ def test_areas_and_balanced_accuracy_equal_scikit_learn():
     expected = [balanced_accuracy_score(labels, one > 0) for one in scores]
     np.testing.assert_allclose(found[0], expected, rtol=1e-12)
     assert (found[1] < found[0]).all() and (found[0] < found[2]).all()
+
+
+def test_the_interval_of_balanced_accuracy_resamples_items_inside_their_level():
+    labels, items = np.arange(60) % 3 == 0, np.arange(60)  # 20 items of one level, 40 of the other
+    scores = np.where(labels, 1.0, -1.0)[None, None]
+    scores[..., :12] *= -1  # 4 and 8 wrong
+    value, low, high = balanced_accuracy(scores, labels, items, items[None] % 5, n_boot=20_000, random_state=0)[:, 0]
+    variance = (0.2 * 0.8 / 20 + 0.2 * 0.8 / 40) / 4 * 20 / 19 * (1 + 5 / 4) + (0.5 / 22) ** 2
+    assert value == pytest.approx(0.8)
+    np.testing.assert_allclose([value - low, min(high, 1) - value], student.ppf(0.975, 19) * variance**0.5, rtol=0.03)
 
 
 # Contrasts ---------------------------------------------------------------------------------
@@ -275,12 +297,53 @@ def test_a_contrast_is_the_difference_of_mean_aurocs():
 
 def test_the_standard_error_is_that_of_the_bootstrap_of_aurocs():
     pairs, scores, labels, items, folds = _pairs()
-    weights = PREREGISTERED[0].weights(METHODS, np.ones(len(METHODS), bool))
+    mean = PREREGISTERED[0].weights(METHODS, np.ones(len(METHODS), bool)).mean(axis=0)
     mine = compare([pairs], PREREGISTERED[:1], n_boot=4000)[0]["overall"]
     oracle = auc_bootstrap(scores, labels, items, folds, n_boot=4000)
-    variance = weights @ oracle.covariance[0] @ weights * 16 / 15  # without the term for single comparisons
+    variance = mean @ oracle.covariance[0] @ mean * 16 / 15  # without the term for single comparisons
     assert mine["ci_high"] - mine["difference"] == pytest.approx(student.ppf(0.975, 15) * variance**0.5, rel=0.05)
     assert mine["p"] == pytest.approx(2 * student.sf(abs(mine["difference"]) / variance**0.5, 15), rel=0.2)
+
+
+def test_the_lower_limit_of_the_variance_is_what_averaging_leaves_of_half_an_item():
+    methods = [(name, "auroc", k) for name in ("sae", "raw_units") for k in range(3)]
+    labels, items, folds = np.arange(24) % 2 == 0, np.arange(24) // 2, np.arange(24)[None] // 8
+    scores = np.tile(labels + 0.0, (6, 1, 1))
+    for k in range(3):  # every setting errs in one pair; two of them in the same
+        scores[3 + k, 0, 8 * (k // 2) : 8 * (k // 2) + 2] = 0.4, 0.5
+    pairs = concept_pairs("a", "m", methods, scores, labels, items, folds)
+    mine = compare([pairs], PREREGISTERED[1:2], n_boot=8000)[0]["overall"]
+    # With one repetition the covariance is (1 + k/(k − 1)) V, of a setting and of their mean alike.
+    settings = PREREGISTERED[1].weights(methods, np.ones(6, bool))
+    covariance = auc_bootstrap(scores, labels, items, folds, n_boot=8000).covariance[0]
+    mean = settings.mean(axis=0)
+    left = mean @ covariance @ mean / np.mean([row @ covariance @ row for row in settings])
+    seen, limit = mean @ covariance @ mean * 12 / 11, left / 14**2
+    assert 0.4 < left < 0.7 and 0 < seen < 0.9 * limit
+    assert mine["ci_high"] - mine["difference"] == pytest.approx(student.ppf(0.975, 11) * limit**0.5, rel=0.04)
+
+
+@pytest.mark.parametrize("n_settings", [1, 7])
+def test_items_that_all_say_the_same_leave_an_interval(n_settings):
+    methods = [(name, "auroc", k) for name in ("sae", "raw_units") for k in range(1, 1 + n_settings)]
+    labels, items, folds = np.arange(8) % 2 == 0, np.arange(8) // 2, np.zeros((1, 8), int) + np.arange(8) // 4
+    scores = np.array([labels if name == "sae" else np.zeros(8) for name, *_ in methods], float)[:, None]
+    found = compare([concept_pairs("a", "m", methods, scores, labels, items, folds)], PREREGISTERED[1:2])[0]["overall"]
+    oracle = paired_auc_difference(scores[0, 0], scores[-1, 0], labels, items, folds[0])
+    assert found["difference"] == oracle.difference == 0.5
+    # One setting or seven that are all alike: the same.
+    expected = [oracle.ci_low, oracle.ci_high, oracle.p]
+    np.testing.assert_allclose([found[name] for name in ("ci_low", "ci_high", "p")], expected, rtol=1e-9)
+    assert found["ci_low"] < 0 and found["ci_high"] > 1
+
+
+def test_settings_that_cancel_out_leave_an_interval():
+    methods = [(name, "auroc", k) for name in ("sae", "raw_units") for k in (1, 2)]
+    _, scores, labels, items, folds = _pairs(methods=methods)
+    opposite = concept_pairs("a", "m", methods, scores[[0, 1, 1, 0]], labels, items, folds)
+    found = compare([opposite], PREREGISTERED[1:2])[0]["overall"]
+    half = student.ppf(0.975, 15) * np.sqrt(1 / 2) / 18  # as of two settings without a relation
+    np.testing.assert_allclose([found["ci_low"], found["ci_high"]], [-half, half], rtol=1e-6)
 
 
 def test_planted_differences_are_found_and_equal_methods_are_not():
@@ -308,10 +371,10 @@ def test_only_settings_that_both_sides_have_are_compared():
     methods = [("sae", "auroc", 1), ("sae", "auroc", 2), ("raw_units", "auroc", 1), ("raw_units", "auroc", 2)]
     sae = GridContrast("", "representation", ("sae",), ("raw_units",))
     everything = np.ones(4, bool)
-    np.testing.assert_allclose(sae.weights(methods, everything), [0.5, 0.5, -0.5, -0.5])
-    np.testing.assert_allclose(sae.weights(methods, np.array([True, True, True, False])), [1, 0, -1, 0])
+    np.testing.assert_allclose(sae.weights(methods, everything), [[1, 0, -1, 0], [0, 1, 0, -1]])
+    np.testing.assert_allclose(sae.weights(methods, np.array([True, True, True, False])), [[1, 0, -1, 0]])
     within = GridContrast("", "representation", ("sae",), ("raw_units",), {"k": 2})
-    np.testing.assert_allclose(within.weights(methods, everything), [0, 1, 0, -1])
+    np.testing.assert_allclose(within.weights(methods, everything), [[0, 1, 0, -1]])
     assert GridContrast("", "selector", ("auroc",), ("random",)).weights(methods, everything) is None
     assert PREREGISTERED[0].weights(METHODS[:3], np.ones(3, bool)) is None
 
@@ -320,7 +383,7 @@ def test_methods_that_agree_in_every_trial_do_not_differ():
     pairs, scores, labels, items, folds = _pairs(methods=[("sae", "auroc", 1), ("raw_units", "auroc", 1)])
     same = concept_pairs("a", "m", pairs.methods, scores[[0, 0]], labels, items, folds)
     found = compare([same], PREREGISTERED[1:2])[0]["overall"]
-    assert found == {"difference": 0.0, "ci_low": 0.0, "ci_high": 0.0, "p": 1.0}
+    assert found["difference"] == 0 and found["p"] == 1 and found["ci_low"] < 0 < found["ci_high"]
 
 
 def test_methods_without_scores_are_left_out():

@@ -146,6 +146,7 @@ def test_no_more_than_there_are_and_strongest_first():
         ("welsh_t", np.arange(40) < 9, "no selector 'welsh_t'; did you mean 'welch_t'"),
         ("welch_t", np.ones(40, bool), "found 40 trials of the class and 0 others"),
         ("welch_t", np.arange(39) < 9, "for 40 rows"),
+        (lambda X: np.ones(60), np.arange(40) < 9, r"must take three arguments"),
         (lambda X, y, random_state: np.ones(3), np.arange(40) < 9, r"scores of shape \(3,\) for 60 features"),
     ],
 )

@@ -131,8 +131,19 @@ def test_thousands_of_sparse_features_are_quick():
         (lambda X, y, g: (X[:-1], y, g), DataMismatch, "do not fit"),
         (lambda X, y, g: (X, np.r_[["third"], y[1:]], g), InvalidInput, "exactly two levels"),
         (lambda X, y, g: (X, y, g * 0), InvalidInput, "at least 2 items each"),
+        (lambda X, y, g: (X, np.r_[[None], y[1:]], g), InvalidInput, "levels are missing"),
+        (lambda X, y, g: (X, y, np.r_[[np.nan], g[1:]]), InvalidInput, "items are missing"),
     ],
 )
 def test_wrong_input_is_refused(change, error, words):
     with pytest.raises(error, match=words):
         separability(*change(*paired(5)))
+
+
+def test_numbers_are_sorted_as_numbers():
+    X, y, items = paired(10)
+    levels = np.unique(y)
+    numbers = np.where(y == levels[1], 10, 9)
+    found, words = separability(X, numbers, items), separability(X, y, items)
+    assert found.positive == "10" and found.auroc == words.auroc
+    assert found.predictions["level"].tolist() == [str(number) for number in numbers]

@@ -6,7 +6,7 @@ from sklearn.model_selection import KFold, LeaveOneGroupOut, StratifiedGroupKFol
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.random import stream
-from neurollm.stats.folds import as_splits, check_folds, item_folds
+from neurollm.stats.folds import Folding, as_splits, check_folds, item_folds
 
 
 @pytest.mark.filterwarnings("ignore:The least populated class")
@@ -74,3 +74,35 @@ def test_guard_passes_what_is_sound_and_refuses_what_leaks():
         check_folds([([0, 1], [12])], labels, items)
     with pytest.raises(DataMismatch, match="there is no fold"):
         check_folds([], labels, items)
+
+
+def test_test_parts_do_not_overlap_and_rows_are_not_repeated():
+    items, labels = np.repeat(np.arange(6), 4), np.tile(["no", "yes"], 12)
+    first = [rows for item in range(6) for rows in (4 * item, 4 * item + 1)]
+    second = np.setdiff1d(np.arange(24), first)
+    early = items < 3
+    splits = [(np.flatnonzero(~early), np.intersect1d(rows, np.flatnonzero(early))) for rows in (first, second)]
+    with pytest.raises(DataMismatch, match="the item '0' is in the test part of fold 2 and of an earlier one"):
+        check_folds(splits, labels, items)  # other trials of the same item
+    assert len(check_folds(splits[:1], labels, items)) == 1
+    for train, test in (([12, 13, 13], [0, 1]), ([12, 13], [0, 1, 1])):
+        with pytest.raises(DataMismatch, match=r"names row 1?[13] more than once in one part"):
+            check_folds([(train, test)], labels, items)
+    ((train, test),) = check_folds([([13, 12], [1, 0])], labels, items)
+    assert train.tolist() == [12, 13] and test.tolist() == [0, 1]
+
+
+def test_folds_are_those_of_these_labels():
+    items, labels = np.repeat(np.arange(6), 2), np.repeat([0, 1, 0, 1, 0, 1], 2)
+    other = np.repeat([0, 0, 0, 1, 1, 1], 2)
+    folding = Folding.of(5, 3, 7, "here")
+    for own in (labels, other):
+        for found, expected in zip(folding.splits(own, items), as_splits(item_folds(own, items, 3, 7)), strict=True):
+            np.testing.assert_array_equal(found[1], expected[1])
+    splitter = StratifiedGroupKFold(3, shuffle=True, random_state=1)
+    for own in (labels, other):
+        expected = list(splitter.split(labels, own, items))
+        for found, (_, test) in zip(Folding.of(splitter, 3, 0, "here").splits(own, items), expected, strict=True):
+            np.testing.assert_array_equal(found[1], test)
+    given = Folding.of(iter([(items > 1, items < 2)]), 3, 0, "here")
+    assert [given.splits(own, items)[0][1].tolist() for own in (labels, other)] == [[0, 1, 2, 3]] * 2

@@ -12,6 +12,7 @@ eigenvectors. Rearranging the model rearranges the rows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -34,7 +35,14 @@ class Form:
     weights: np.ndarray
     diagonal: np.ndarray
 
-    def quadratic(self, index: np.ndarray, x: np.ndarray, x2: np.ndarray) -> np.ndarray:
+    @cached_property
+    def _is_flat(self) -> bool:
+        """The diagonal is the same in every arrangement."""
+        return bool(np.ptp(self.diagonal) <= _SMALL * np.abs(self.diagonal).max(initial=0))
+
+    def quadratic(
+        self, index: np.ndarray, x: np.ndarray, x2: np.ndarray, total: np.ndarray | None = None
+    ) -> np.ndarray:
         """xᵀQx for P arrangements and b features.
 
         Parameters
@@ -42,12 +50,17 @@ class Form:
         index : ndarray of int, shape (P, n)
         x, x2 : ndarray, shape (n, b)
             Features and their squares.
+        total : ndarray, shape (b,), optional
+            Sums of the squares, if they are known.
 
         Returns
         -------
         ndarray, shape (P, b)
         """
-        out = self.weighted(index, self.diagonal, x2)
+        if total is not None and self._is_flat:
+            out = np.repeat((self.diagonal[0] * total)[None], len(index), axis=0)
+        else:
+            out = self.weighted(index, self.diagonal, x2)
         for row, weight in zip(self.rows, self.weights, strict=True):
             product = row[index] @ x
             product *= product

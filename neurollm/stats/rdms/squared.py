@@ -42,7 +42,7 @@ from neurollm.stats.rdms.model import PairModel, centred_kernel, pair_model, ran
 from neurollm.stats.threads import n_threads, workers
 
 COMPARISONS = ("pearson", "cosine", "whitened", "whitened_pearson", "half_rank")
-_BLOCK = 1 << 17  # values of a block
+_BLOCK = 1 << 18  # values of a block: few enough for the cache of a core, enough that Python does not count
 _FLAT = 1e-12  # a sum of squares below this share of its parts is rounding
 
 
@@ -57,7 +57,7 @@ class _Powers:
 
     @property
     def kurtosis(self) -> np.ndarray:
-        return np.ones(len(self.x2)) @ np.multiply(self.x2, self.x2, out=self.room[1]) / self.s2**2
+        return np.ones(len(self.x2)) @ np.multiply(self.x2, self.x2, out=self.room[-1]) / self.s2**2
 
 
 class SquaredScores:
@@ -137,12 +137,12 @@ class SquaredScores:
         out = np.empty(self.n_features)
 
         def part(blocks: list[slice]) -> None:
-            space = np.empty((4, len(self._model.values), self._step))
+            space = np.empty((3 if self._model.is_full else 4, len(self._model.values), self._step))
             for columns in blocks:
                 out[columns] = self._scores(identity, self._powers(columns, space))[0]
 
         blocks = self._blocks()
-        share = -(-len(blocks) // (1 if n_jobs == 1 else 4 * n_threads(n_jobs))) or 1
+        share = -(-len(blocks) // n_threads(n_jobs)) or 1
         with workers(n_jobs) as run:
             list(run(part, [blocks[start : start + share] for start in range(0, len(blocks), share)]))
         return out
@@ -163,7 +163,7 @@ class SquaredScores:
 
     @np.errstate(invalid="ignore", over="ignore")  # of features that are not finite
     def _scores(self, index: np.ndarray, powers: _Powers) -> np.ndarray:
-        numerator = self._form.quadratic(index, powers.x, powers.x2)
+        numerator = self._form.quadratic(index, powers.x, powers.x2, powers.s2)
         numerator /= powers.s2
         if self._whitened:
             numerator -= self._shift
@@ -191,14 +191,14 @@ class SquaredScores:
 
     @property
     def _step(self) -> int:
-        """Columns that stay in a core's cache with their squares."""
-        return int(np.clip(_BLOCK // len(self._model.values), 64, 1024))
+        """Columns of a block."""
+        return int(np.clip(_BLOCK // len(self._model.values), 64, 4096))
 
     def _blocks(self) -> list[slice]:
         return [slice(at, min(at + self._step, self.n_features)) for at in range(0, self.n_features, self._step)]
 
     def _powers(self, columns: slice, space: np.ndarray | None = None) -> _Powers:
-        """Centred features and their squares, in `space` (4 × n × columns) if it is given."""
+        """Centred features, their squares and room for powers, in `space` (3 or 4 × n × columns)."""
         n, width = len(self._model.values), columns.stop - columns.start
         x, x2, *room = np.empty((4, n, width)) if space is None else space[:, :, :width]
         x[...] = self._X[:, columns] if isinstance(self._X, np.ndarray) else dense(self._X[:, columns])
@@ -209,8 +209,8 @@ class SquaredScores:
             np.multiply(x, x, out=x2)
             s2 = ones @ x2
             raw = s2 + n * mean**2
-            extreme = (raw > 1e100) | ((raw < 1e-100) & (raw > 0))
-            if extreme.any():  # fourth powers would leave the range of numbers
+            if not 1e-100 < raw.min() <= raw.max() < 1e100:
+                extreme = (raw > 1e100) | ((raw < 1e-100) & (raw > 0))  # fourth powers would leave the range of numbers
                 size = np.abs(x[:, extreme]).max(axis=0)
                 x[:, extreme] /= np.where(size > 0, size, 1)
                 x2[:, extreme] = x[:, extreme] ** 2
