@@ -11,25 +11,11 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, field_validator, model_validator
 
 from neurollm.errors import InvalidInput
-from neurollm.pipelines.schema import DictionaryPart, FeaturesPart, ModelPart, folder_name
-from neurollm.pipelines.schema import _once as once
-from neurollm.pipelines.schema import _Part as Part
+from neurollm.pipelines.schema import DictionaryPart, FeaturesPart, ModelPart, Part, SelectorName, folder_name, once
 from neurollm.validation import read_yaml, shown, validate
 
 Representation = Literal[
     "sae", "raw_units", "pca", "token_embeddings", "random_network", "random_directions", "random_sae"
-]
-SelectorName = Literal[
-    "rsa_categorical",
-    "rsa_discriminative",
-    "rsa_coherence",
-    "mean_difference",
-    "welch_t",
-    "auroc",
-    "l1_path",
-    "mutual_information",
-    "maximum_activation",
-    "random",
 ]
 
 

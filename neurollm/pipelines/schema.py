@@ -26,12 +26,25 @@ FEWEST_PERMUTATIONS = 19
 Control = Literal["raw_units", "token_embeddings", "random_network", "random_directions"]
 Alternative = Literal["two-sided", "greater", "less"]
 
+SelectorName = Literal[
+    "rsa_categorical",
+    "rsa_discriminative",
+    "rsa_coherence",
+    "mean_difference",
+    "welch_t",
+    "auroc",
+    "l1_path",
+    "mutual_information",
+    "maximum_activation",
+    "random",
+]
 
-class _Part(BaseModel):
+
+class Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def _once(names: list[str]) -> list[str]:
+def once(names: list[str]) -> list[str]:
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
         raise ValueError(f"{', '.join(repeated)} is given more than once")
@@ -53,7 +66,7 @@ def folder_name(value: str) -> str:
     return value
 
 
-class SitePart(_Part):
+class SitePart(Part):
     """Where in the model."""
 
     layer: int = Field(ge=0, strict=True, description="Block, counted from 0.")
@@ -62,7 +75,7 @@ class SitePart(_Part):
     )
 
 
-class ModelPart(_Part):
+class ModelPart(Part):
     """The language model."""
 
     name: str = Field("demo", min_length=1, description="demo, minilm, a folder, or any name on the transformers hub.")
@@ -71,7 +84,7 @@ class ModelPart(_Part):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="Number format of the model.")
 
 
-class DictionaryPart(_Part):
+class DictionaryPart(Part):
     """The dictionary that turns activations into features."""
 
     name: Literal["demo", "demo_seed0", "demo_seed1", "demo_seed2"] | None = Field(
@@ -90,7 +103,7 @@ class DictionaryPart(_Part):
         return self
 
 
-class FeaturesPart(_Part):
+class FeaturesPart(Part):
     """From tokens to one row per trial."""
 
     tokens: str = Field("content", description="Token window: content, last, target, left:n, centre:n or all.")
@@ -111,7 +124,7 @@ class FeaturesPart(_Part):
         return Window(value).spec
 
 
-class GLMPart(_Part):
+class GLMPart(Part):
     """Mass-univariate contrasts with permutation inference."""
 
     n_perm: int = Field(
@@ -141,7 +154,7 @@ class GLMPart(_Part):
         return self
 
 
-class RSAPart(_Part):
+class RSAPart(Part):
     """Every feature's distances between item × condition means against model RDMs."""
 
     models: list[str] = Field(
@@ -168,7 +181,7 @@ class RSAPart(_Part):
     @field_validator("models", "nuisance")
     @classmethod
     def _models_once(cls, value: list[str]) -> list[str]:
-        return _once(value)
+        return once(value)
 
     @field_validator("n_perm")
     @classmethod
@@ -176,27 +189,15 @@ class RSAPart(_Part):
         return _enough(value, "scores without p")
 
 
-class DecodePart(_Part):
+class DecodePart(Part):
     """Which side of a contrast a trial is of, judged by a few features, on items that were not trained on."""
 
     estimator: Literal["logistic_l1", "logistic_l2", "svc_linear", "ridge", "lda", "naive_bayes", "svc_rbf"] = Field(
         "logistic_l1", description="Classifier."
     )
-    selector: (
-        Literal[
-            "rsa_categorical",
-            "rsa_discriminative",
-            "rsa_coherence",
-            "mean_difference",
-            "welch_t",
-            "auroc",
-            "l1_path",
-            "mutual_information",
-            "maximum_activation",
-            "random",
-        ]
-        | None
-    ) = Field("rsa_categorical", description="Chooses features in every training part; null: all features.")
+    selector: SelectorName | None = Field(
+        "rsa_categorical", description="Chooses features in every training part; null: all features."
+    )
     n_features: int = Field(8, ge=1, strict=True, description="Features that the selector takes.")
     cv: int = Field(5, ge=2, strict=True, description="Folds; fewer if a side has fewer units.")
     n_perm: int = Field(
@@ -214,7 +215,7 @@ class DecodePart(_Part):
         return _enough(value, "no p")
 
 
-class ContextsPart(_Part):
+class ContextsPart(Part):
     """Top contexts of the reported features."""
 
     corpus: list[str] = Field(
@@ -226,10 +227,10 @@ class ContextsPart(_Part):
     @field_validator("corpus")
     @classmethod
     def _sources_once(cls, value: list[str]) -> list[str]:
-        return _once(value)
+        return once(value)
 
 
-class AnalysesPart(_Part):
+class AnalysesPart(Part):
     """What is computed."""
 
     glm: GLMPart = Field(default_factory=GLMPart, description="Contrasts of every feature.")
@@ -240,13 +241,13 @@ class AnalysesPart(_Part):
     )
 
 
-class ReportPart(_Part):
+class ReportPart(Part):
     """The HTML report."""
 
     top: int = Field(50, ge=1, le=500, description="Features in the table of each contrast.")
 
 
-class Pipeline(_Part):
+class Pipeline(Part):
     """One study."""
 
     name: str = Field(description="Name of the study and of its folder under reports/.")
@@ -266,7 +267,7 @@ class Pipeline(_Part):
     @field_validator("controls")
     @classmethod
     def _controls_once(cls, value: list[str]) -> list[str]:
-        return _once(value)
+        return once(value)
 
     @field_validator("name")
     @classmethod
@@ -288,7 +289,7 @@ class Pipeline(_Part):
 Architecture = Literal["topk", "batchtopk", "matryoshka", "relu", "gated", "jumprelu"]
 
 
-class _Trained(_Part):
+class _Trained(Part):
     """What is the same for one dictionary and for a sweep."""
 
     architecture: Architecture = Field("topk", description="Kind of sparse autoencoder.")
@@ -377,7 +378,7 @@ class TrainingFile(DictionaryToTrain):
     @field_validator("dictionaries")
     @classmethod
     def _names_once(cls, value: list[NamedDictionary] | None) -> list[NamedDictionary] | None:
-        _once([entry.name.casefold() for entry in value or ()])  # some disks do not tell A from a
+        once([entry.name.casefold() for entry in value or ()])  # some disks do not tell A from a
         return value
 
     @model_validator(mode="after")
