@@ -1,12 +1,13 @@
 """RSA of every feature: neurollm beside rsatoolbox and a vectorised numpy loop, in one run.
 
-Three parts:
+Four parts:
 
 1. scores of 50,000 features × 100 prompts against a categorical model, and against it and a discriminative one (with
    pairs left out): rsatoolbox (``calc_rdm`` and ``compare``, one data set per feature, on a sample of the features and
    multiplied up), a numpy loop (the RDM of each feature written out, all other steps vectorised), neurollm;
-2. 1,000 permutations × 100,000 features × 200 prompts × four classes;
-3. 1,000,000 sparse features × 200 prompts (about 10 active each) against one model.
+2. scores of 100,000 features × 200 prompts against a model of full rank;
+3. 1,000 permutations × 100,000 features × 200 prompts × four classes;
+4. 1,000,000 sparse features × 200 prompts (about 10 active each) against one model.
 
 Ratios are only valid within one run. Usage::
 
@@ -25,7 +26,14 @@ from collections.abc import Callable
 import numpy as np
 from scipy import sparse
 
-from neurollm.stats.rdms import categorical_rdm, discriminative_rdm, feature_scores, permutation_null, rsa_scores
+from neurollm.stats.rdms import (
+    categorical_rdm,
+    discriminative_rdm,
+    feature_scores,
+    numeric_rdm,
+    permutation_null,
+    rsa_scores,
+)
 from neurollm.stats.shufflings import whole_item
 
 N_PROMPTS, N_LARGE, N_ACTIVE = 100, 200, 10
@@ -46,6 +54,7 @@ def main() -> None:
     for models in ((categorical,), (categorical, discriminative)):
         compare_with_peers(X, models, args)
     if not args.no_large:
+        full_rank()
         permutations()
         a_million()
 
@@ -108,6 +117,14 @@ def loop(X: np.ndarray, models: tuple[np.ndarray, ...]) -> np.ndarray:
             part = part - part.mean()
             out[number, feature] = part @ vector / np.sqrt(part @ part)
     return out
+
+
+def full_rank() -> None:
+    """Scores of 100,000 features against a model without classes."""
+    X = np.random.default_rng(3).standard_normal((N_LARGE, 100_000), dtype=np.float32)
+    D = numeric_rdm(np.random.default_rng(4).normal(size=N_LARGE))
+    seconds, _ = fastest(lambda: rsa_scores(X, D, n_jobs=-1), 3)
+    print(f"\n100,000 features × {N_LARGE} prompts against differences of a number (full rank): {seconds:.2f} s")
 
 
 def permutations() -> None:

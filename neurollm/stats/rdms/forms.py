@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 
 _SMALL = 1e-9  # eigenvalues below this share of the largest are rounding
+_FEW_ROWS = 4  # of which products one by one are faster than together
 _CLASS_SHARE = 4  # with more than n / 4 classes, eigenvectors are as good
 
 
@@ -61,6 +62,8 @@ class Form:
             out = np.repeat((self.diagonal[0] * total)[None], len(index), axis=0)
         else:
             out = self.weighted(index, self.diagonal, x2)
+        if len(index) == 1 and len(self.rows) > _FEW_ROWS:
+            return out + self.weights @ (self.rows[:, index[0]] @ x) ** 2
         for row, weight in zip(self.rows, self.weights, strict=True):
             product = row[index] @ x
             product *= product
