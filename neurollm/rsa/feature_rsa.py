@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sklearn.base import BaseEstimator
 
-from neurollm.designs import CategoricalDesign, Design
+from neurollm.designs import CategoricalDesign, Design, ItemTable
 from neurollm.designs.table import trials_digest
 from neurollm.errors import InvalidInput
 from neurollm.progress import Progress
@@ -19,7 +19,7 @@ from neurollm.rsa.rows import SCALES, check_whole, drawn, entering_rows, read_tr
 from neurollm.stats import adjust
 from neurollm.stats.rdms.ceilings import ceiling
 from neurollm.stats.rdms.crossvalidated import CrossvalidatedScores
-from neurollm.stats.rdms.layers import attribution, layer_score
+from neurollm.stats.rdms.layers import attribution, layer_distances, layer_score
 from neurollm.stats.rdms.model import pair_model
 from neurollm.stats.rdms.nulls import FLAT, Null, permutation_null
 from neurollm.stats.rdms.scores import feature_scores
@@ -154,10 +154,10 @@ class FeatureRSA(BaseEstimator):
         nuisance = tuple(model_rdms(_list(self.nuisance), rows)) if _list(self.nuisance) else ()
         _refuse(self.models_, nuisance)
         exchanges = [exchange(self.design_, self.table_, model) for model in self.models_]
-        maps = []
+        maps, read = [], _EnteringRows(self.table_, self.n_jobs or 1)
         with Progress("RSA", len(self.models_) * X.shape[1] * max(self.n_perm, 1), "scores", self.verbose) as progress:
             for model, how in zip(self.models_, exchanges, strict=True):
-                maps.append(self._map(model, how, nuisance, (X, obs), progress))
+                maps.append(self._map((model, how, nuisance), read, (X, obs), progress))
         self.result_ = RSAResult(
             maps=tuple(maps),
             feature=self.feature_,
@@ -199,22 +199,21 @@ class FeatureRSA(BaseEstimator):
         import pandas as pd
 
         self._fitted()
-        names = [one.name for one in self.models_]
-        chosen = self.models_[0 if model is None else names.index(self.result_[model].model)]
-        how = exchange(self.design_, self.table_, chosen)
-        values, _ = entering_rows(self.table_, how, self.n_jobs or 1)
-        matrix = chosen.matrix[np.ix_(how.rows, how.rows)]
         if _list(self.nuisance) or self.distance != "squared":
             what = "nuisance models are held constant" if _list(self.nuisance) else f"distance is {self.distance!r}"
             raise InvalidInput(
                 f"attribution: a layer's score divides into features for squared distances without nuisance; {what}."
             )
+        names = [one.name for one in self.models_]
+        chosen = self.models_[0 if model is None else names.index(self.result_[model].model)]
+        how = exchange(self.design_, self.table_, chosen)
+        values, _ = entering_rows(self.table_, how, self.n_jobs or 1)
+        matrix = chosen.matrix[np.ix_(how.rows, how.rows)]
         return pd.DataFrame({"feature": self.feature_, "share": attribution(values, matrix, self.comparison)})
 
-    def _map(
-        self, model: ModelRDM, how: Exchange, nuisance: tuple[ModelRDM, ...], data: tuple, progress: Progress
-    ) -> RSAMap:
-        values, n_active = entering_rows(self.table_, how, self.n_jobs or 1)
+    def _map(self, asked: tuple, read: _EnteringRows, data: tuple, progress: Progress) -> RSAMap:
+        model, how, nuisance = asked
+        values, n_active = read(how)
         inside = np.ix_(how.rows, how.rows)
         matrix = model.matrix[inside]
         others = [one.matrix[inside] for one in nuisance]
@@ -247,14 +246,16 @@ class FeatureRSA(BaseEstimator):
             n_active=n_active,
             valid=valid,
             ceiling=highest,
-            layer_r=float("nan") if no_layer else layer_score(values, matrix, self.comparison, self.distance),
+            layer_r=float("nan") if no_layer else layer_score(read.distances, matrix, self.comparison, self.distance),
             n_rows=len(how.rows),
             n_items=how.n_items,
             n_dropped=how.n_dropped,
             n_perm=0 if null is None else null.n_perm,
             exhaustive=bool(null is not None and null.exhaustive),
             smallest_p=smallest,
-            smallest_p_active=np.maximum(smallest_p_of_active(values, how), smallest),
+            smallest_p_active=np.maximum(
+                0.0 if others else smallest_p_of_active(values, how), np.full(len(r), smallest)
+            ),
             exchange=how.sentence,
             null_max=np.empty(0) if null is None else null.null_max,
         )
@@ -305,6 +306,30 @@ class FeatureRSA(BaseEstimator):
         feature_scores(np.zeros((3, 0)), np.array([[0.0, 1, 2], [1, 0, 1], [2, 1, 0]]), self.comparison, self.distance)
 
 
+class _EnteringRows:
+    """The rows that enter a test, and the distances of all features together; read once for models that share them."""
+
+    def __init__(self, table: ItemTable, n_jobs: int) -> None:
+        self._table, self._n_jobs = table, n_jobs
+        self._how: Exchange | None = None
+
+    def __call__(self, how: Exchange) -> tuple[Any, np.ndarray]:
+        last = self._how
+        same = last is not None and last.weights is how.weights is None and np.array_equal(last.rows, how.rows)
+        if not same:
+            self._rows = entering_rows(self._table, how, self._n_jobs)
+            self._distances: np.ndarray | None = None
+        self._how = how
+        return self._rows
+
+    @property
+    def distances(self) -> np.ndarray:
+        """Squared, of the rows read last."""
+        if self._distances is None:
+            self._distances = layer_distances(self._rows[0])
+        return self._distances
+
+
 def _list(models: Any) -> Any:
     """No models, one, or several as a sequence."""
     return () if models is None else (models,) if isinstance(models, (str, ModelRDM)) else models
@@ -315,11 +340,7 @@ def _refuse(models: tuple[ModelRDM, ...], nuisance: tuple[ModelRDM, ...]) -> Non
     for model in models:
         if model.name == "item":
             raise InvalidInput("RSA: no exchange tests the model 'item'; it can be held constant: nuisance=('item',).")
-        if pair_model(model.matrix).is_constant:
-            raise InvalidInput(
-                f"RSA: model {model.name!r} gives all its pairs the same distance ({model.description}), so nothing "
-                "can be compared; it needs pairs that it calls alike and others that it calls unlike."
-            )
+        pair_model(model.matrix).refuse_constant(shown(model.name))
     both = sorted({model.name for model in models} & {model.name for model in nuisance})
     if both:
         raise InvalidInput(f"FeatureRSA: {listed(both)} is a model and held constant at once.")

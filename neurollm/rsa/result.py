@@ -51,8 +51,8 @@ class RSAMap:
     smallest_p : float
         The least p that these arrangements can give.
     smallest_p_active : ndarray, shape (V,)
-        The least p that the feature's active rows allow: the chance that an arrangement leaves their labels as they are
-        (`neurollm.rsa.exchange.smallest_p_of_active`).
+        Without nuisance models, the least p that the feature's active rows allow: the chance that an arrangement leaves
+        their labels as they are (`neurollm.rsa.exchange.smallest_p_of_active`).
     exchange : str
         What was exchanged.
     null_max : ndarray, shape (n_perm,)

@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from scipy import sparse
 
-from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import BLOCK, by_columns, dense
 from neurollm.stats.linear import NOISE
-from neurollm.stats.rdms.forms import pair_classes
+from neurollm.stats.rdms.forms import class_entries, pair_classes
 from neurollm.stats.rdms.model import pair_model, without_rounding
 from neurollm.stats.rdms.pairs import pair_correlations, pair_vectors
 from neurollm.stats.rdms.sparse_ranks import sparse_rank_scores
@@ -57,11 +56,8 @@ class ExplicitScores:
             values = without_rounding(values.ravel()).reshape(values.shape)
         self._spoken = np.where(self._model.pairs, values, np.nan)  # the diagonal is never looked at
         self._rows, self._columns = np.triu_indices(X.shape[0], 1)
-        if self._model.is_constant and comparison != "cosine":
-            raise InvalidInput(
-                "RSA: the model gives all its pairs the same distance, so nothing can be compared; "
-                "it needs pairs that it calls alike and others that it calls unlike."
-            )
+        if comparison != "cosine":
+            self._model.refuse_constant()
 
     def on(self, X: Any) -> ExplicitScores:
         """The same model for other features."""
@@ -162,25 +158,18 @@ class _SortedSum:
     def __init__(self, matrix: np.ndarray) -> None:
         self._matrix = matrix
         self._labels = pair_classes(matrix)
+        self._entries = None if self._labels is None else class_entries(matrix, self._labels)
 
     def __call__(self, order: np.ndarray, rising: np.ndarray) -> np.ndarray:
         if self._labels is None:
             return np.array([self._whole(order[:, b], rising[:, b]) for b in range(order.shape[1])])
-        labels, total = self._labels, np.zeros(order.shape[1])
-        sorted_labels = labels[order]
-        for other in range(labels.max() + 1):
+        total, sorted_labels = np.zeros(order.shape[1]), self._labels[order]
+        for other, entries in enumerate(self._entries):
             here = sorted_labels == other
             below = np.cumsum(here, axis=0) - here
             above = here.sum(axis=0) - below - here
-            weight = np.array([self._entry(label, other) for label in range(labels.max() + 1)])[sorted_labels]
-            total += np.einsum("nb,nb->b", weight * (below - above), rising)
+            total += np.einsum("nb,nb->b", entries[sorted_labels] * (below - above), rising)
         return total
-
-    def _entry(self, a: int, b: int) -> float:
-        rows, columns = np.flatnonzero(self._labels == a), np.flatnonzero(self._labels == b)
-        if a != b:
-            return self._matrix[rows[0], columns[0]]
-        return self._matrix[rows[0], rows[1]] if rows.size > 1 else 0.0
 
     def _whole(self, order: np.ndarray, rising: np.ndarray) -> float:
         moved = self._matrix[np.ix_(order, order)]

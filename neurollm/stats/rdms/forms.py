@@ -123,9 +123,8 @@ def form(hollow: np.ndarray, diagonal: np.ndarray, centred: bool) -> Form:
             matrix = matrix - matrix.mean(axis=0) - matrix.mean(axis=1)[:, None] + matrix.mean()
         values, vectors = np.linalg.eigh(matrix)
         return _kept(vectors.T, values, diagonal)
-    members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
-    core = np.array([[_between(hollow, a, b) for b in members] for a in members])
-    rows = np.eye(len(members))[labels]
+    core = class_entries(hollow, labels)
+    rows = np.eye(len(core))[labels]
     if centred:
         rows = rows - rows.mean(axis=0)
     basis, triangle = np.linalg.qr(rows)
@@ -163,6 +162,12 @@ def _fits(hollow: np.ndarray, row: int, members: np.ndarray) -> bool:
     """Whether a row is to all members of a class as these are to each other."""
     own = hollow[row, members]
     return bool((own == own[0]).all() and (members.size < 2 or hollow[members[0], members[1]] == own[0]))
+
+
+def class_entries(hollow: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Entries of the classes found by `pair_classes`, shape (C, C); 0 for a class of one row with itself."""
+    members = [np.flatnonzero(labels == label) for label in range(labels.max() + 1)]
+    return np.array([[_between(hollow, a, b) for b in members] for a in members])
 
 
 def _between(hollow: np.ndarray, a: np.ndarray, b: np.ndarray) -> float:

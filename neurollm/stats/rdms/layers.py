@@ -16,20 +16,20 @@ import numpy as np
 from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import by_columns, column_blocks
 from neurollm.stats.rdms.explicit import tau_a
-from neurollm.stats.rdms.model import pair_model, ranked, without_rounding
+from neurollm.stats.rdms.model import centred_kernel, pair_model, ranked, without_rounding
 from neurollm.validation import listed
 
 _CENTRED = ("pearson", "half_rank")
 ADDITIVE = ("pearson", "half_rank", "cosine", "whitened")
 
 
-def layer_score(X: Any, D: np.ndarray, comparison: str = "pearson", distance: str = "squared") -> float:
+def layer_score(squared: np.ndarray, D: np.ndarray, comparison: str = "pearson", distance: str = "squared") -> float:
     """Score of the RDM of all features (squared Euclidean, or Euclidean for absolute distances).
 
     Parameters
     ----------
-    X : ndarray, memory map, scipy.sparse or torch.Tensor, shape (n, V)
-        Features with a value that is not finite are left out.
+    squared : ndarray, shape (n, n)
+        `layer_distances`.
     D : ndarray, shape (n, n)
     comparison, distance
         See `neurollm.stats.rdms.feature_scores`.
@@ -43,13 +43,12 @@ def layer_score(X: Any, D: np.ndarray, comparison: str = "pearson", distance: st
     --------
     >>> from neurollm.stats.rdms import categorical_rdm
     >>> X = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 3.0], [1.0, 3.0]])
-    >>> round(layer_score(X, categorical_rdm(["a", "a", "b", "b"])), 12)
+    >>> round(layer_score(layer_distances(X), categorical_rdm(["a", "a", "b", "b"])), 12)
     1.0
     """
     from scipy.stats import rankdata
 
-    model = pair_model(D, X.shape[0])
-    squared = layer_distances(X)
+    model = pair_model(D, len(squared))
     distances = np.sqrt(squared) if distance == "absolute" else squared
     if comparison.startswith("whitened"):
         return _whitened(model.values, distances, comparison == "whitened_pearson")
@@ -94,7 +93,7 @@ def attribution(X: Any, D: np.ndarray, comparison: str = "pearson") -> np.ndarra
     --------
     >>> from neurollm.stats.rdms import categorical_rdm
     >>> X, D = np.array([[0.0, 1.0], [0.0, 2.0], [1.0, 3.0], [1.0, 4.0]]), categorical_rdm(["a", "a", "b", "b"])
-    >>> bool(np.isclose(attribution(X, D).sum(), layer_score(X, D)))
+    >>> bool(np.isclose(attribution(X, D).sum(), layer_score(layer_distances(X), D)))
     True
     """
     if comparison not in ADDITIVE:
@@ -104,11 +103,9 @@ def attribution(X: Any, D: np.ndarray, comparison: str = "pearson") -> np.ndarra
     model = pair_model(D, X.shape[0])
     model = ranked(model) if comparison == "half_rank" else model
     squared = layer_distances(X)
-    n = len(squared)
     if comparison == "whitened":
-        centring = np.eye(n) - 1 / n
-        matrix = -centring @ model.values @ centring / 2
-        size = np.linalg.norm(matrix) * np.linalg.norm(centring @ squared @ centring / 2)
+        matrix = centred_kernel(model.values)
+        size = np.linalg.norm(matrix) * np.linalg.norm(centred_kernel(squared))
     else:
         values = np.where(model.pairs, model.values - (model.mean if comparison in _CENTRED else 0.0), 0.0)
         matrix = np.diag(values.sum(axis=1)) - values
@@ -144,9 +141,8 @@ def layer_distances(X: Any) -> np.ndarray:
 def _whitened(D: np.ndarray, distances: np.ndarray, corrected: bool) -> float:
     """Cosine of the centred kernels, or their correlation."""
     n = len(D)
-    centring = np.eye(n) - 1 / n
-    a, b = (-centring @ one @ centring / 2 for one in (D, distances))
+    a, b = centred_kernel(D), centred_kernel(distances)
     if corrected:
-        a, b = (one - np.trace(one) / (n - 1) * centring for one in (a, b))
+        a, b = (one - np.trace(one) / (n - 1) * (np.eye(n) - 1 / n) for one in (a, b))
     size = np.linalg.norm(a) * np.linalg.norm(b)
     return float(np.sum(a * b) / size) if size > 0 else float("nan")

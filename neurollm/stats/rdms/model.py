@@ -51,6 +51,14 @@ class PairModel:
         spoken = self.values[self.pairs]
         return bool(np.ptp(spoken) <= 1e-12 * np.abs(spoken).max())
 
+    def refuse_constant(self, name: str = "") -> None:
+        """Raise `InvalidInput` if all these distances are equal."""
+        if self.is_constant:
+            raise InvalidInput(
+                f"RSA: the model {name + ' ' if name else ''}gives all its pairs the same distance, so nothing can be "
+                "compared; it needs pairs that it calls alike and others that it calls unlike."
+            )
+
 
 def pair_model(D: np.ndarray, n: int | None = None) -> PairModel:
     """Check and take in a model RDM.

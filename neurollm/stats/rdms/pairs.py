@@ -14,6 +14,7 @@ from __future__ import annotations
 import numpy as np
 
 from neurollm.errors import InvalidInput
+from neurollm.stats.rdms.model import centred_kernel
 
 FEWEST_PAIRS = 3
 _FLAT = 1e-12  # of the sum of squares: what is left by rounding is no variance
@@ -112,17 +113,12 @@ def rdm_scores(
         if np.isnan(models).any():
             raise InvalidInput("RSA: the whitened comparison needs all pairs; use 'pearson' for this model.")
         # A NaN anywhere reaches every centred distance, so an RDM with gaps has no whitened score.
-        centred = np.stack([centred_rdm(rdm) for rdm in rdms])
-        size = np.sqrt((centred**2).sum(axis=(1, 2)) * (centred_rdm(D) ** 2).sum())
+        centred = np.stack([-2 * centred_kernel(rdm) for rdm in rdms])
+        size = np.sqrt((centred**2).sum(axis=(1, 2)) * 4 * (centred_kernel(D) ** 2).sum())
         scores = (
             2 * models @ np.stack([pair_vectors(rdm) for rdm in centred], axis=1) / np.where(size > 0, size, np.nan)
         )
     return scores[0] if index is None else scores
-
-
-def centred_rdm(rdm: np.ndarray) -> np.ndarray:
-    """H D H: without the means of rows and columns."""
-    return rdm - rdm.mean(axis=0) - rdm.mean(axis=1)[:, None] + rdm.mean()
 
 
 def _filled(values: np.ndarray, axis: int, comparison: str) -> tuple[np.ndarray, np.ndarray]:

@@ -39,8 +39,8 @@ import numpy as np
 from neurollm.errors import InvalidInput
 from neurollm.stats.arrays import BLOCK, column_blocks
 from neurollm.stats.linear import NOISE
-from neurollm.stats.rdms.model import pair_model
-from neurollm.stats.rdms.pairs import centred_rdm, pair_vectors
+from neurollm.stats.rdms.model import centred_kernel, pair_model
+from neurollm.stats.rdms.pairs import pair_vectors
 
 SEQUENCE_DISTANCES = ("dtw", "energy", "transport", "profile")
 _CELLS = 1 << 22  # cells of cost matrices warped at a time
@@ -122,7 +122,7 @@ def distance_correlation(X: object, D: np.ndarray, index: np.ndarray | None = No
     model = pair_model(D, n)
     if not model.is_full:
         raise InvalidInput("distance correlation: the model must have a distance for every pair of rows.")
-    centred = centred_rdm(model.values)
+    centred = -2 * centred_kernel(model.values)
     size = np.linalg.norm(centred)
     if not size > _FLAT * np.linalg.norm(model.values):
         raise InvalidInput("distance correlation: the model does not vary.")
@@ -232,7 +232,7 @@ def _profile(sequences: list[np.ndarray]) -> np.ndarray:
         where = np.linspace(0, len(one) - 1, points)
         low = np.minimum(where.astype(int), len(one) - 2)
         course = one[low] + (where - low)[:, None] * (one[low + 1] - one[low])
-        flat = centred_rdm(squareform(pdist(course))).ravel()
+        flat = -2 * centred_kernel(squareform(pdist(course))).ravel()
         size = np.linalg.norm(flat)
         if size > NOISE * points * np.abs(one).max():
             centred[row] = flat / size

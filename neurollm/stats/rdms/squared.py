@@ -330,8 +330,5 @@ def _check(model: PairModel, comparison: str, nuisance: Sequence[np.ndarray]) ->
         raise InvalidInput(
             f"partial RSA: nuisance models need a model of all pairs and the comparison 'pearson', but {why}."
         )
-    if model.is_constant and not comparison == "cosine":
-        raise InvalidInput(
-            "RSA: the model gives all its pairs the same distance, so nothing can be compared; "
-            "it needs pairs that it calls alike and others that it calls unlike."
-        )
+    if comparison != "cosine":
+        model.refuse_constant()

@@ -38,7 +38,7 @@ def test_a_layer_scores_as_in_rsatoolbox(data, comparison):
     model = D[np.triu_indices(14, 1)]
     expected = rsatoolbox.rdm.compare(rdms.dissimilarities, model[None], TOOLBOX[comparison])[0, 0]
     for kind in (np.asarray, sparse.csr_array):
-        assert layer_score(kind(data), D, comparison) == pytest.approx(expected, rel=1e-9)
+        assert layer_score(layer_distances(kind(data)), D, comparison) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("comparison", ["pearson", "cosine", "whitened", "half_rank"])
@@ -48,7 +48,7 @@ def test_shares_of_features_add_up_to_the_layer(data, comparison):
         models.append(discriminative_rdm(np.arange(14) % 3, 1))
     for D in models:
         shares = attribution(data, D, comparison)
-        assert shares.sum() == pytest.approx(layer_score(data, D, comparison), rel=1e-10)
+        assert shares.sum() == pytest.approx(layer_score(layer_distances(data), D, comparison), rel=1e-10)
         assert shares[4] == 0
         # A layer of one feature is that feature.
         assert attribution(data[:, :1], D, comparison)[0] == pytest.approx(rsa_scores(data[:, :1], D, comparison)[0])
