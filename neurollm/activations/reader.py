@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -12,17 +12,75 @@ import numpy as np
 from neurollm.random import stream
 
 Item = TypeVar("Item")
+Buffer = TypeVar("Buffer")
 
 BLOCK_BYTES = 1 << 20
 BLOCKS_PER_BUFFER = 64
 
 
-class BlockReader:
-    """Batches of rows in a random order that is made of large sequential reads.
+class BlockOrder:
+    """A random order of rows that is made of large sequential reads.
 
-    The blocks of all shards are put in random order; each 64 consecutive ones form a
+    Blocks of consecutive rows are put in random order; each 64 consecutive ones form a
     buffer, whose rows are permuted. The batches are cut from the sequence of buffers,
     so the place of any batch follows from its number.
+
+    Parameters
+    ----------
+    sizes : array-like of int
+        Rows of each block.
+    batch_size : int
+    random_state : int
+    epoch : int
+        Another epoch is another order.
+    """
+
+    def __init__(self, sizes: Sequence[int], batch_size: int, random_state: int, epoch: int) -> None:
+        self.batch_size, self.random_state, self.epoch = batch_size, random_state, epoch
+        self.order = stream(random_state, "reader.blocks", epoch).permutation(len(sizes))
+        ordered = np.asarray(sizes)[self.order]
+        self.buffer_end = np.cumsum(np.add.reduceat(ordered, np.arange(0, len(ordered), BLOCKS_PER_BUFFER)))
+        self.n_rows = int(self.buffer_end[-1])
+
+    def read(
+        self,
+        load: Callable[[np.ndarray], Buffer],
+        take: Callable[[Buffer, np.ndarray], Item],
+        join: Callable[[list[Item]], Item],
+        start_batch: int = 0,
+    ) -> Generator[Item, None, None]:
+        """Yield the batches from number `start_batch` on.
+
+        Parameters
+        ----------
+        load
+            Numbers of blocks → their rows, as they lie on disk.
+        take
+            Such rows and places in them → a batch, or a part of one.
+        join
+            Parts → a batch.
+        """
+        held, buffer = -1, None
+        for start in range(start_batch * self.batch_size, self.n_rows, self.batch_size):
+            stop = min(start + self.batch_size, self.n_rows)
+            parts = []
+            while start < stop:
+                index = int(np.searchsorted(self.buffer_end, start, side="right"))
+                first = int(self.buffer_end[index - 1]) if index else 0
+                if index != held:
+                    buffer = None  # so that two are never in memory
+                    buffer = load(self.order[index * BLOCKS_PER_BUFFER : (index + 1) * BLOCKS_PER_BUFFER])
+                    size = int(self.buffer_end[index]) - first
+                    rows = stream(self.random_state, f"reader.rows.{self.epoch}", index).permutation(size)
+                    held = index
+                end = min(stop, int(self.buffer_end[index]))
+                parts.append(take(buffer, rows[start - first : end - first]))
+                start = end
+            yield parts[0] if len(parts) == 1 else join(parts)
+
+
+class BlockReader:
+    """Shuffled batches of the rows of memory-mapped arrays, see `BlockOrder`.
 
     Parameters
     ----------
@@ -31,50 +89,39 @@ class BlockReader:
     batch_size : int
     random_state : int
     epoch : int
-        Another epoch is another order.
     """
 
     def __init__(self, shards: list[np.ndarray], batch_size: int, random_state: int, epoch: int) -> None:
-        self.shards, self.batch_size, self.random_state, self.epoch = shards, batch_size, random_state, epoch
-        row_bytes = shards[0].shape[1] * shards[0].itemsize
-        step = -(-BLOCK_BYTES // row_bytes)
-        blocks = [
+        step = rows_per_block(shards[0].shape[1] * shards[0].itemsize)
+        self.shards = shards
+        self.blocks = [
             (index, start, min(start + step, len(shard)))
             for index, shard in enumerate(shards)
             for start in range(0, len(shard), step)
         ]
-        order = stream(random_state, "reader.blocks", epoch).permutation(len(blocks))
-        self.blocks = [blocks[index] for index in order]
-        sizes = np.array([stop - start for _, start, stop in self.blocks])
-        self.buffer_end = np.cumsum(np.add.reduceat(sizes, np.arange(0, len(sizes), BLOCKS_PER_BUFFER)))
-        self.n_rows = int(self.buffer_end[-1])
+        self.order = BlockOrder([stop - start for _, start, stop in self.blocks], batch_size, random_state, epoch)
 
     def read(self, start_batch: int = 0) -> Generator[np.ndarray, None, None]:
         """Yield the batches from number `start_batch` on."""
-        held, buffer = -1, np.empty(0)
-        for start in range(start_batch * self.batch_size, self.n_rows, self.batch_size):
-            stop = min(start + self.batch_size, self.n_rows)
-            parts = []
-            while start < stop:
-                index = int(np.searchsorted(self.buffer_end, start, side="right"))
-                if index != held:
-                    del buffer  # so that two are never in memory
-                    held, buffer, rows = index, *self._buffer(index)
-                first = int(self.buffer_end[index]) - len(rows)
-                end = min(stop, int(self.buffer_end[index]))
-                parts.append(buffer.take(rows[start - first : end - first], axis=0))
-                start = end
-            yield parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return self.order.read(self._load, lambda buffer, rows: buffer.take(rows, axis=0), np.concatenate, start_batch)
 
-    def _buffer(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of a buffer as they lie on disk, and the order to take them in."""
-        blocks = self.blocks[index * BLOCKS_PER_BUFFER : (index + 1) * BLOCKS_PER_BUFFER]
-        data = np.concatenate([self.shards[shard][start:stop] for shard, start, stop in blocks])
-        return data, stream(self.random_state, f"reader.rows.{self.epoch}", index).permutation(len(data))
+    def _load(self, blocks: np.ndarray) -> np.ndarray:
+        spans = (self.blocks[block] for block in blocks)
+        return np.concatenate([self.shards[shard][start:stop] for shard, start, stop in spans])
 
     def read_ahead(self, start_batch: int = 0, depth: int = 4) -> Generator[np.ndarray, None, None]:
         """Like `read`, in a thread of its own that is up to `depth` batches ahead."""
         return read_ahead(self.read(start_batch), depth)
+
+
+def rows_per_block(row_bytes: int) -> int:
+    """Rows of a block of about a megabyte."""
+    return -(-BLOCK_BYTES // row_bytes)
+
+
+def read_ahead(self, start_batch: int = 0, depth: int = 4) -> Generator[np.ndarray, None, None]:
+    """Like `read`, in a thread of its own that is up to `depth` batches ahead."""
+    return read_ahead(self.read(start_batch), depth)
 
 
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:

@@ -1,0 +1,356 @@
+"""Codes and activations of the same tokens, side by side.
+
+An interaction model learns from pairs: the sparse code of a token, and what the
+dictionary leaves unexplained of its activation. Codes are found once and kept, in a
+folder (a feature index, resumable) or in memory; activations stay where they are.
+The error x − x̂ is computed when it is needed: it is as large as the activations, and
+costs 2 k d multiplications.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from neurollm.activations import FeatureIndex
+from neurollm.activations.reader import BlockOrder, read_ahead, rows_per_block
+from neurollm.dictionaries.base import Dictionary, as_tensor
+from neurollm.dictionaries.rows import check_rows, encode_rows
+from neurollm.errors import DataMismatch, InvalidInput
+
+if TYPE_CHECKING:
+    from neurollm.activations import ActivationStore
+    from neurollm.models import Site
+
+MOST_IN_MEMORY = 4e9  # bytes of codes kept without a folder
+Decode = Callable[[sp.csr_matrix, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class CodedBatch:
+    """Some tokens.
+
+    Attributes
+    ----------
+    rows : ndarray of int, shape (n,)
+        Their numbers in the store or arrays.
+    code : scipy.sparse.csr_matrix of float32, shape (n, n_features)
+    x : Tensor of float32, shape (n, d)
+        Activations.
+    error : Tensor of float32, shape (n, d)
+        x − x̂: what the dictionary leaves unexplained.
+    """
+
+    rows: np.ndarray
+    code: sp.csr_matrix
+    x: torch.Tensor
+    error: torch.Tensor
+
+
+class _Source(Protocol):
+    """Where rows lie."""
+
+    def read(self, start: int, stop: int) -> tuple[sp.csr_matrix, torch.Tensor]: ...
+
+
+class _Arrays:
+    def __init__(self, codes: sp.csr_matrix, x: torch.Tensor) -> None:
+        self.codes, self.x = codes, x
+
+    def read(self, start: int, stop: int) -> tuple[sp.csr_matrix, torch.Tensor]:
+        return self.codes[start:stop], self.x[start:stop]
+
+
+class _Stored:
+    def __init__(self, codes: FeatureIndex | sp.csr_matrix, store: ActivationStore) -> None:
+        self.codes, self.store = codes, store
+
+    def read(self, start: int, stop: int) -> tuple[sp.csr_matrix, torch.Tensor]:
+        indexed = isinstance(self.codes, FeatureIndex)
+        codes = sp.csr_matrix(self.codes.rows(start, stop)) if indexed else self.codes[start:stop]
+        return codes, self.store.rows(start, stop, self.store.dtype)
+
+
+class CodedRows:
+    """Codes and activations of the same tokens; make one with `of` or `from_arrays`.
+
+    Attributes
+    ----------
+    n_rows, d, n_features : int
+    documents : ndarray of int, shape (n_rows,)
+        Document of each row: what is held out, and the unit of every interval.
+    positions : ndarray of int, shape (n_rows,)
+        Of the token in its document.
+    dictionary : Dictionary or None
+    site : Site or None
+    model_fingerprint : str
+
+    Examples
+    --------
+    >>> codes = sp.random(100, 20, 0.2, format="csr", dtype=np.float32, random_state=0)
+    >>> rows = CodedRows.from_arrays(codes, codes @ np.ones((20, 4), np.float32))
+    >>> batch = next(rows.in_order(10))
+    >>> batch.code.shape, tuple(batch.error.shape)
+    ((10, 20), (10, 4))
+    """
+
+    def __init__(
+        self,
+        source: _Source,
+        decode: Decode,
+        documents: np.ndarray,
+        positions: np.ndarray,
+        sizes: tuple[int, int],
+        identity: str,
+    ) -> None:
+        self._source, self._decode = source, decode
+        self._all_documents, self._all_positions = documents, positions
+        self.d, self.n_features = sizes
+        self._identity = identity
+        self._kept = np.arange(len(documents))
+        self.dictionary: Dictionary | None = None
+        self.site: Site | None = None
+        self.model_name, self.model_fingerprint = "", ""
+
+    @classmethod
+    def of(
+        cls,
+        store: ActivationStore,
+        dictionary: Dictionary,
+        folder: str | os.PathLike | None = None,
+        *,
+        verbose: int = 1,
+    ) -> CodedRows:
+        """The rows of an activation store and their codes.
+
+        Parameters
+        ----------
+        store : ActivationStore
+        dictionary : Dictionary
+            Of the store's site and model; no transcoder.
+        folder : path-like, optional
+            Where the codes are kept, as a `FeatureIndex`; found there, they are only read. Without it they are
+            held in memory.
+        verbose : int, default=1
+
+        Raises
+        ------
+        InvalidInput
+            If the dictionary is a transcoder, or the codes do not fit into memory.
+        DataMismatch
+            If store, dictionary and folder do not belong together.
+        """
+        check_rows(dictionary, store)
+        if dictionary.is_transcoder:
+            raise InvalidInput(
+                f"{dictionary} is a transcoder: it predicts {dictionary.target_site} and leaves no error at its own site"
+            )
+        if folder is not None:
+            codes = FeatureIndex.build(None, dictionary, store, folder, top=1, verbose=verbose)
+        else:
+            _refuse_large(store, dictionary)
+            codes = encode_rows(dictionary, store, verbose=verbose)
+        columns = store.columns(0, store.n_rows)
+        rows = cls(
+            _Stored(codes, store),
+            lambda code, x: torch.from_numpy(dictionary.decode(code, x)),
+            columns["doc_id"].astype(np.int64),
+            columns["position"].astype(np.int64),
+            (store.d, dictionary.n_features),
+            f"{store.sha256} {dictionary.fingerprint}",
+        )
+        rows.dictionary, rows.site = dictionary, store.site
+        rows.model_name = store.manifest.get("model", {}).get("name", "")
+        rows.model_fingerprint = store.model_fingerprint
+        return rows
+
+    @classmethod
+    def from_arrays(
+        cls,
+        codes: sp.csr_matrix,
+        activations: np.ndarray | torch.Tensor,
+        reconstruction: np.ndarray | torch.Tensor | None = None,
+        documents: np.ndarray | None = None,
+        positions: np.ndarray | None = None,
+    ) -> CodedRows:
+        """Rows of arrays.
+
+        Parameters
+        ----------
+        codes : scipy CSR, shape (n, n_features)
+        activations : array, shape (n, d)
+        reconstruction : array (n_features + 1, d), optional
+            Decoder directions and, last, the bias: x̂ = code · W_dec + b. Default: x̂ = 0.
+        documents : array-like of int, shape (n,), optional
+            Default: every row is a document of its own.
+        positions : array-like of int, shape (n,), optional
+            Default: all 0.
+        """
+        codes = sp.csr_matrix(codes, dtype=np.float32)
+        x = as_tensor(activations).float()
+        n, n_features = codes.shape
+        if x.ndim != 2 or len(x) != n or not n:
+            raise InvalidInput(f"codes have shape {codes.shape} and activations {tuple(x.shape)}; expected (n, d)")
+        if not (np.isfinite(codes.data).all() and torch.isfinite(x).all()):
+            raise InvalidInput("codes or activations contain NaN or infinite values")
+        decoder = np.zeros((n_features + 1, x.shape[1]), np.float32)
+        if reconstruction is not None:
+            decoder = np.asarray(reconstruction, np.float32)
+            if decoder.shape != (n_features + 1, x.shape[1]):
+                raise InvalidInput(
+                    f"reconstruction has shape {decoder.shape}; expected {(n_features + 1, x.shape[1])}: a direction "
+                    "for each feature, and the bias"
+                )
+        documents = np.arange(n) if documents is None else np.asarray(documents)
+        positions = np.zeros(n, np.int64) if positions is None else np.asarray(positions)
+        if documents.shape != (n,) or positions.shape != (n,):
+            raise InvalidInput(
+                f"documents and positions have shapes {documents.shape} and {positions.shape}; expected one number for "
+                f"each of the {n} rows"
+            )
+        digest = hashlib.sha256()
+        for part in (codes.indptr, codes.indices, codes.data, x.numpy(), decoder, documents):
+            digest.update(np.ascontiguousarray(part).tobytes())
+        return cls(
+            _Arrays(codes, x),
+            lambda code, _x: torch.from_numpy(code @ decoder[:-1] + decoder[-1]),
+            documents,
+            positions,
+            (x.shape[1], n_features),
+            digest.hexdigest(),
+        )
+
+    @property
+    def n_rows(self) -> int:
+        """Number of tokens."""
+        return len(self._kept)
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Their numbers in the store or arrays, increasing."""
+        return self._kept
+
+    @property
+    def documents(self) -> np.ndarray:
+        """Document of each row."""
+        return self._all_documents[self._kept]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Position of each row in its document."""
+        return self._all_positions[self._kept]
+
+    @property
+    def sha256(self) -> str:
+        """Identifies these rows of this store under this dictionary."""
+        digest = hashlib.sha256(self._identity.encode())
+        digest.update(self._kept.tobytes())
+        return digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return f"CodedRows({self.n_rows:,} tokens of {len(np.unique(self.documents)):,} documents, d {self.d})"
+
+    def subset(self, mask: np.ndarray) -> CodedRows:
+        """The rows where `mask` (n_rows,) is true."""
+        mask = np.asarray(mask)
+        if mask.shape != (self.n_rows,) or mask.dtype != bool:
+            raise InvalidInput(f"mask has shape {mask.shape} and dtype {mask.dtype}; expected {self.n_rows} booleans")
+        if not mask.any():
+            raise InvalidInput("no row is left")
+        other = copy.copy(self)
+        other._kept = self._kept[mask]
+        return other
+
+    def of_documents(self, documents: np.ndarray) -> CodedRows:
+        """The rows of some documents."""
+        return self.subset(np.isin(self.documents, documents))
+
+    def in_order(self, batch_size: int = 8192) -> Iterator[CodedBatch]:
+        """All rows once, in order."""
+        for start in range(0, self.n_rows, batch_size):
+            yield self._batch(*self._load([self._kept[start : start + batch_size]]))
+
+    def batches(
+        self, batch_size: int, random_state: int = 0, epoch: int = 0, start_batch: int = 0, prefetch: bool = True
+    ) -> Generator[CodedBatch, None, None]:
+        """All rows once, in a random order made of large reads, see `BlockOrder`.
+
+        Starting at `start_batch` gives what an uninterrupted pass would have given from there on.
+
+        Parameters
+        ----------
+        batch_size : int
+        random_state, epoch : int, default=0
+        start_batch : int, default=0
+        prefetch : bool, default=True
+            Read ahead in a thread.
+        """
+        step = rows_per_block(2 * self.d)
+        blocks = [self._kept[start : start + step] for start in range(0, self.n_rows, step)]
+        order = BlockOrder([len(block) for block in blocks], batch_size, random_state, epoch)
+        batches = order.read(
+            lambda chosen: self._load([blocks[block] for block in chosen]),
+            lambda buffer, places: (buffer[0][places], buffer[1][places], buffer[2][places]),
+            lambda parts: tuple(
+                join([part[i] for part in parts]) for i, join in enumerate((np.concatenate, sp.vstack, torch.cat))
+            ),
+            start_batch,
+        )
+        made = (self._batch(rows, sp.csr_matrix(code), x) for rows, code, x in batches)
+        yield from (read_ahead(made, 4) if prefetch else made)
+
+    def n_batches(self, batch_size: int) -> int:
+        """Batches of an epoch; the last may be smaller."""
+        return -(-self.n_rows // batch_size)
+
+    def _load(self, blocks: list[np.ndarray]) -> tuple[np.ndarray, sp.csr_matrix, torch.Tensor]:
+        """Row numbers, codes and activations of blocks of increasing row numbers."""
+        runs = [run for block in blocks for run in np.split(block, np.flatnonzero(np.diff(block) != 1) + 1)]
+        parts = [self._source.read(int(run[0]), int(run[-1]) + 1) for run in runs]
+        codes = parts[0][0] if len(parts) == 1 else sp.vstack([code for code, _ in parts], format="csr")
+        return np.concatenate(blocks), codes, torch.cat([x for _, x in parts])
+
+    def _batch(self, rows: np.ndarray, code: sp.csr_matrix, x: torch.Tensor) -> CodedBatch:
+        x = x.float()
+        return CodedBatch(rows, code, x, x - self._decode(code, x))
+
+
+def coded(store: ActivationStore | CodedRows, dictionary: Dictionary | None, *, verbose: int = 0) -> CodedRows:
+    """Coded rows of what a caller gave: themselves, or those of a store and a dictionary.
+
+    Raises
+    ------
+    InvalidInput
+        If a dictionary is missing, or is one too many.
+    """
+    if isinstance(store, CodedRows):
+        known = store.dictionary
+        if dictionary is not None and (known is None or known.fingerprint != dictionary.fingerprint):
+            raise DataMismatch(f"the coded rows are not those of {dictionary}; give its own, or no dictionary")
+        return store
+    if dictionary is None:
+        raise InvalidInput("a store needs the dictionary whose errors are to be explained")
+    if not hasattr(store, "columns"):
+        raise InvalidInput(
+            f"expected an activation store or CodedRows, got a {type(store).__name__}; arrays become coded rows with "
+            "CodedRows.from_arrays"
+        )
+    return CodedRows.of(store, dictionary, verbose=verbose)
+
+
+def _refuse_large(store: ActivationStore, dictionary: Dictionary) -> None:
+    sample = dictionary.encode_sparse(store.rows(0, min(store.n_rows, 1024)))
+    size = sample.nnz / sample.shape[0] * 8 * store.n_rows
+    if size > MOST_IN_MEMORY:
+        raise InvalidInput(
+            f"the codes of {store.n_rows:,} tokens would take about {size / 1e9:.0f} GB of memory; give a folder to "
+            "keep them in: CodedRows.of(store, dictionary, folder)"
+        )
