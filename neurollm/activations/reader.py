@@ -119,11 +119,6 @@ def rows_per_block(row_bytes: int) -> int:
     return -(-BLOCK_BYTES // row_bytes)
 
 
-def read_ahead(self, start_batch: int = 0, depth: int = 4) -> Generator[np.ndarray, None, None]:
-    """Like `read`, in a thread of its own that is up to `depth` batches ahead."""
-    return read_ahead(self.read(start_batch), depth)
-
-
 def read_ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """Run an iterator in a thread, at most `depth` items ahead.
 

@@ -128,7 +128,7 @@ class NFM:
     def __init__(self, weights: dict[str, torch.Tensor], top_n: int, dictionary_fingerprint: str = "") -> None:
         self.weights, sizes = _checked(weights)
         self.n_features, self.rank, self.d = sizes["F"], sizes["K"], sizes["d"]
-        if not 2 <= top_n:
+        if top_n < 2:
             raise InvalidInput(f"top_n is {top_n}; an interaction needs at least 2 entries of a code")
         self.top_n, self.dictionary_fingerprint = int(top_n), dictionary_fingerprint
         self.provenance: dict[str, Any] = {}

@@ -151,7 +151,7 @@ class CodedRows:
         check_rows(dictionary, store)
         if dictionary.is_transcoder:
             raise InvalidInput(
-                f"{dictionary} is a transcoder: it predicts {dictionary.target_site} and leaves no error at its own site"
+                f"{dictionary} is a transcoder, which predicts {dictionary.target_site} and leaves no error at its site"
             )
         if folder is not None:
             codes = FeatureIndex.build(None, dictionary, store, folder, top=1, verbose=verbose)
