@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +25,7 @@ from neurollm.activations.reader import BlockOrder, read_ahead, rows_per_block
 from neurollm.dictionaries.base import Dictionary, as_tensor
 from neurollm.dictionaries.rows import check_rows, encode_rows
 from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.random import stream
 
 if TYPE_CHECKING:
     from neurollm.activations import ActivationStore
@@ -47,36 +48,47 @@ class CodedBatch:
         Activations.
     error : Tensor of float32, shape (n, d)
         x − x̂: what the dictionary leaves unexplained.
+    pairing : scipy.sparse.csr_matrix
+        The code whose interactions shall explain the error: `code`, or after `CodedRows.shuffled` that of another
+        token.
     """
 
     rows: np.ndarray
     code: sp.csr_matrix
     x: torch.Tensor
     error: torch.Tensor
+    pairing: sp.csr_matrix
 
 
 class _Source(Protocol):
     """Where rows lie."""
 
-    def read(self, start: int, stop: int) -> tuple[sp.csr_matrix, torch.Tensor]: ...
+    def code(self, start: int, stop: int) -> sp.csr_matrix: ...
+
+    def activations(self, start: int, stop: int) -> torch.Tensor: ...
 
 
 class _Arrays:
     def __init__(self, codes: sp.csr_matrix, x: torch.Tensor) -> None:
         self.codes, self.x = codes, x
 
-    def read(self, start: int, stop: int) -> tuple[sp.csr_matrix, torch.Tensor]:
-        return self.codes[start:stop], self.x[start:stop]
+    def code(self, start: int, stop: int) -> sp.csr_matrix:
+        return self.codes[start:stop]
+
+    def activations(self, start: int, stop: int) -> torch.Tensor:
+        return self.x[start:stop]
 
 
 class _Stored:
     def __init__(self, codes: FeatureIndex | sp.csr_matrix, store: ActivationStore) -> None:
         self.codes, self.store = codes, store
 
-    def read(self, start: int, stop: int) -> tuple[sp.csr_matrix, torch.Tensor]:
+    def code(self, start: int, stop: int) -> sp.csr_matrix:
         indexed = isinstance(self.codes, FeatureIndex)
-        codes = sp.csr_matrix(self.codes.rows(start, stop)) if indexed else self.codes[start:stop]
-        return codes, self.store.rows(start, stop, self.store.dtype)
+        return sp.csr_matrix(self.codes.rows(start, stop)) if indexed else self.codes[start:stop]
+
+    def activations(self, start: int, stop: int) -> torch.Tensor:
+        return self.store.rows(start, stop, self.store.dtype)
 
 
 class CodedRows:
@@ -116,6 +128,7 @@ class CodedRows:
         self.d, self.n_features = sizes
         self._identity = identity
         self._kept = np.arange(len(documents))
+        self._partner: np.ndarray | None = None  # of each kept row, the row whose code stands in for its own
         self.dictionary: Dictionary | None = None
         self.site: Site | None = None
         self.model_name, self.model_fingerprint = "", ""
@@ -253,6 +266,7 @@ class CodedRows:
         """Identifies these rows of this store under this dictionary."""
         digest = hashlib.sha256(self._identity.encode())
         digest.update(self._kept.tobytes())
+        digest.update(b"" if self._partner is None else self._partner.tobytes())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -267,16 +281,37 @@ class CodedRows:
             raise InvalidInput("no row is left")
         other = copy.copy(self)
         other._kept = self._kept[mask]
+        other._partner = None if self._partner is None else self._partner[mask]
         return other
 
     def of_documents(self, documents: np.ndarray) -> CodedRows:
         """The rows of some documents."""
         return self.subset(np.isin(self.documents, documents))
 
+    def shuffled(self, random_state: int = 0) -> CodedRows:
+        """The same rows, paired with codes of other documents: a control that keeps everything but the pairing.
+
+        Documents are paired at random; the token at position p of one is paired with the code at position p of the
+        other, counted from its start again where it is shorter. Each code stays what it is, so do the dictionary's
+        error and everything that depends on the position.
+        """
+        ids, first, count = np.unique(self.documents, return_index=True, return_counts=True)
+        if len(ids) < 2:
+            raise InvalidInput("to shuffle codes over documents there must be at least two documents")
+        order = stream(random_state, "codes.documents").permutation(len(ids))
+        other_of = np.empty(len(ids), np.int64)
+        other_of[order] = np.roll(order, 1)  # one cycle: no document is paired with itself
+        here = np.repeat(np.arange(len(ids)), count)
+        place = np.arange(self.n_rows) - first[here]
+        there = other_of[here]
+        shuffled = copy.copy(self)
+        shuffled._partner = self._kept[first[there] + place % count[there]]
+        return shuffled
+
     def in_order(self, batch_size: int = 8192) -> Iterator[CodedBatch]:
         """All rows once, in order."""
         for start in range(0, self.n_rows, batch_size):
-            yield self._batch(*self._load([self._kept[start : start + batch_size]]))
+            yield self._batch(*self._load([np.arange(start, min(start + batch_size, self.n_rows))]))
 
     def batches(
         self, batch_size: int, random_state: int = 0, epoch: int = 0, start_batch: int = 0, prefetch: bool = True
@@ -294,33 +329,47 @@ class CodedRows:
             Read ahead in a thread.
         """
         step = rows_per_block(2 * self.d)
-        blocks = [self._kept[start : start + step] for start in range(0, self.n_rows, step)]
+        blocks = [np.arange(start, min(start + step, self.n_rows)) for start in range(0, self.n_rows, step)]
         order = BlockOrder([len(block) for block in blocks], batch_size, random_state, epoch)
         batches = order.read(
             lambda chosen: self._load([blocks[block] for block in chosen]),
-            lambda buffer, places: (buffer[0][places], buffer[1][places], buffer[2][places]),
-            lambda parts: tuple(
-                join([part[i] for part in parts]) for i, join in enumerate((np.concatenate, sp.vstack, torch.cat))
-            ),
+            lambda buffer, places: tuple(part[places] for part in buffer),
+            lambda parts: tuple(map(_joined, zip(*parts, strict=True))),
             start_batch,
         )
-        made = (self._batch(rows, sp.csr_matrix(code), x) for rows, code, x in batches)
+        made = (self._batch(*batch) for batch in batches)
         yield from (read_ahead(made, 4) if prefetch else made)
 
     def n_batches(self, batch_size: int) -> int:
         """Batches of an epoch; the last may be smaller."""
         return -(-self.n_rows // batch_size)
 
-    def _load(self, blocks: list[np.ndarray]) -> tuple[np.ndarray, sp.csr_matrix, torch.Tensor]:
-        """Row numbers, codes and activations of blocks of increasing row numbers."""
-        runs = [run for block in blocks for run in np.split(block, np.flatnonzero(np.diff(block) != 1) + 1)]
-        parts = [self._source.read(int(run[0]), int(run[-1]) + 1) for run in runs]
-        codes = parts[0][0] if len(parts) == 1 else sp.vstack([code for code, _ in parts], format="csr")
-        return np.concatenate(blocks), codes, torch.cat([x for _, x in parts])
+    def _load(self, blocks: list[np.ndarray]) -> tuple:
+        """Row numbers, codes, activations and, if they are shuffled, the codes paired with them; of places in here."""
+        places = np.concatenate(blocks)
+        rows = self._kept[places]
+        loaded = (rows, _read(self._source.code, rows), _read(self._source.activations, rows))
+        return loaded if self._partner is None else (*loaded, _read(self._source.code, self._partner[places]))
 
-    def _batch(self, rows: np.ndarray, code: sp.csr_matrix, x: torch.Tensor) -> CodedBatch:
+    def _batch(
+        self, rows: np.ndarray, code: sp.csr_matrix, x: torch.Tensor, pairing: sp.csr_matrix | None = None
+    ) -> CodedBatch:
         x = x.float()
-        return CodedBatch(rows, code, x, x - self._decode(code, x))
+        return CodedBatch(rows, code, x, x - self._decode(code, x), code if pairing is None else pairing)
+
+
+def _read(source: Callable[[int, int], sp.csr_matrix | torch.Tensor], rows: np.ndarray) -> sp.csr_matrix | torch.Tensor:
+    """Rows of a source, which gives them in consecutive runs."""
+    runs = np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1)
+    return _joined([source(int(run[0]), int(run[-1]) + 1) for run in runs])
+
+
+def _joined(parts: Sequence) -> np.ndarray | sp.csr_matrix | torch.Tensor:
+    if len(parts) == 1:
+        return parts[0]
+    if sp.issparse(parts[0]):
+        return sp.csr_matrix(sp.vstack(parts, format="csr"))
+    return torch.cat(parts) if isinstance(parts[0], torch.Tensor) else np.concatenate(parts)
 
 
 def coded(store: ActivationStore | CodedRows, dictionary: Dictionary | None, *, verbose: int = 0) -> CodedRows:
