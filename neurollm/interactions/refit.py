@@ -1,0 +1,260 @@
+"""The best linear use of a code, alone and beside learned columns: ridge regression in closed form.
+
+The error e of a dictionary is regressed on the code s and on columns φ that were learned
+from it (all centred; s̄, φ̄, ē are means over the fitted tokens):
+
+    minimise  Σ ‖e − s·W − φ·A − b‖² + λ·t ‖W‖² + μ Σ_j v_j ‖A_j‖²
+
+t is the mean over features, and v_j the one of column j, of what centring leaves of Σ s_i², Σ φ_j². With
+G = SᵀS + λt·I, one Cholesky factor of which serves all columns ever added to it,
+and ψ = φ − s·G⁻¹Sᵀφ, what the code does not know of φ:
+
+    A = (φᵀψ + μ v)⁻¹ (φᵀe − φᵀS G⁻¹ Sᵀe),     W = G⁻¹ (Sᵀe − Sᵀφ·A)
+
+So a model with φ contains the one without it (μ = ∞), with the same penalty on the code,
+and what it explains beyond is due to φ. λ and μ are those of a grid that explain most of
+other documents; both grids hold ∞.
+
+Up to `MOST_EXACT` features G is held and factored (8 F² bytes); above, products with G⁻¹ are found by conjugate
+gradients on the codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from neurollm.errors import InvalidInput
+from neurollm.interactions.rows import CodedBatch, CodedRows
+
+PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
+COLUMN_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
+MOST_EXACT = 16_384
+BATCH = 8192
+TOLERANCE, MOST_STEPS = 1e-5, 200  # of conjugate gradients
+
+Columns = Callable[[sp.csr_matrix], torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """Weights of a regression of errors.
+
+    Attributes
+    ----------
+    W : ndarray, shape (F, d)
+    A : ndarray, shape (K, d)
+        K is 0 without columns.
+    b : ndarray, shape (d,)
+    penalty, column_penalty : float
+        λ and μ.
+    """
+
+    W: np.ndarray
+    A: np.ndarray
+    b: np.ndarray
+    penalty: float
+    column_penalty: float = np.inf
+
+    def predict(self, batch: CodedBatch, columns: Columns | None = None) -> np.ndarray:
+        """Predicted errors of a batch, (n, d); `columns` are the functions of a code that A belongs to."""
+        found = batch.code @ self.W + self.b
+        return found if columns is None else found + _double(columns(batch.pairing)) @ self.A
+
+
+class Refit:
+    """Ridge regression of the errors of some tokens on their codes.
+
+    Parameters
+    ----------
+    fit, validation : CodedRows
+        Tokens to fit, and those of other documents by which the penalties are chosen.
+    by_pairing : bool, default=False
+        Regress on the codes that shuffled rows are paired with, instead of the tokens' own: a null.
+
+    Attributes
+    ----------
+    bias : ndarray, shape (d,)
+        Mean error: the model without codes.
+    linear : Solution
+        The model with codes alone.
+    """
+
+    def __init__(self, fit: CodedRows, validation: CodedRows, *, by_pairing: bool = False) -> None:
+        self.fit, self.validation, self.by_pairing = fit, validation, by_pairing
+        self._accumulate()
+        self.linear = self._choose()
+        self._prepare(self.linear.penalty)
+
+    def _code(self, batch: CodedBatch) -> sp.csr_matrix:
+        return batch.pairing if self.by_pairing else batch.code
+
+    def _accumulate(self) -> None:
+        """Sums over the tokens to fit."""
+        F, d = self.fit.n_features, self.fit.d
+        exact = F <= MOST_EXACT
+        gram = np.zeros((F, F) if exact else 0)
+        self._held = [] if not exact else None
+        products, codes, errors, diagonal = np.zeros((F, d)), np.zeros(F), np.zeros(d), np.zeros(F)
+        for batch in self.fit.in_order(BATCH):
+            code, error = self._code(batch).astype(np.float64), _double(batch.error)
+            if exact:
+                inner = (code.T @ code).tocoo()
+                gram[inner.row, inner.col] += inner.data  # no place twice
+            else:
+                self._held.append(code.astype(np.float32))
+            products += code.T @ error
+            codes += np.asarray(code.sum(0)).ravel()
+            errors += error.sum(0)
+            diagonal += np.asarray(code.multiply(code).sum(0)).ravel()
+        self.n = self.fit.n_rows
+        self.code_mean, self.bias = codes / self.n, errors / self.n
+        self._products = products - np.outer(codes, self.bias)
+        spread = (diagonal - self.n * self.code_mean**2).sum()
+        if not spread > 0:
+            raise InvalidInput("the codes do not vary: no feature is active, or all tokens are alike")
+        self.unit = spread / F
+        if exact:
+            gram -= np.outer(codes, self.code_mean)
+            self._gram = gram
+        else:
+            self._held = sp.vstack(self._held, format="csr")
+
+    def _choose(self) -> Solution:
+        """The penalty that explains most of the validation tokens."""
+        zero = np.zeros((0, self.fit.d))
+        candidates = [Solution(np.zeros_like(self._products), zero, self.bias, np.inf)]
+        for penalty in PENALTIES[:-1]:
+            self._prepare(penalty)
+            W = self._solve(self._products)
+            candidates.append(Solution(W, zero, self.bias - self.code_mean @ W, penalty))
+        errors = np.zeros(len(candidates))
+        for batch in self.validation.in_order(BATCH):
+            code, error = self._code(batch), _double(batch.error)
+            errors += [np.square(error - code @ one.W - one.b).sum() for one in candidates]
+        return candidates[int(np.argmin(errors))]
+
+    def _prepare(self, penalty: float) -> None:
+        """Make `_solve` multiply with G⁻¹ of this penalty."""
+        from scipy.linalg import cho_factor, cho_solve
+
+        if np.isinf(penalty):
+            self._solve = np.zeros_like
+        elif self._held is None:
+            factor = cho_factor(self._gram + penalty * self.unit * np.eye(len(self._gram)), overwrite_a=True)
+            self._solve = lambda right: cho_solve(factor, right)
+        else:
+            self._solve = lambda right: self._conjugate_gradients(right, penalty * self.unit)
+
+    def _conjugate_gradients(self, right: np.ndarray, ridge: float) -> np.ndarray:
+        """G⁻¹ · right, column by column at once."""
+        code, mean = self._held, self.code_mean
+        scale = ridge + np.asarray(code.multiply(code).sum(0)).ravel()[:, None]  # Jacobi preconditioner
+
+        def times(p: np.ndarray) -> np.ndarray:
+            return code.T @ (code @ p) - self.n * np.outer(mean, mean @ p) + ridge * p
+
+        solution, residual = np.zeros_like(right), right.copy()
+        z = residual / scale
+        p, rho = z.copy(), (residual * z).sum(0)
+        target = TOLERANCE * np.sqrt(np.square(right).sum(0))
+        for _ in range(MOST_STEPS):
+            if (np.sqrt(np.square(residual).sum(0)) <= target).all():
+                break
+            image = times(p)
+            step = rho / np.maximum((p * image).sum(0), 1e-300)
+            solution += step * p
+            residual -= step * image
+            z = residual / scale
+            rho, before = (residual * z).sum(0), rho
+            p = z + p * (rho / np.maximum(before, 1e-300))
+        return solution
+
+    def with_columns(
+        self, columns: Columns, fit: CodedRows | None = None, validation: CodedRows | None = None
+    ) -> Solution:
+        """The regression on code and columns.
+
+        Parameters
+        ----------
+        columns : callable
+            Code (n, F), as `CodedBatch.pairing`, → φ (n, K).
+        fit, validation : CodedRows, optional
+            The same tokens with shuffled pairing.
+
+        Returns
+        -------
+        Solution
+            With the penalty of `linear`; μ is chosen by the validation tokens.
+        """
+        moments = _Moments(self.fit.n_features, self.fit.d)
+        for batch in (fit or self.fit).in_order(BATCH):
+            moments.add(batch.code, _double(columns(batch.pairing)), _double(batch.error))
+        cross, inner, outer, mean = moments.centred(self.code_mean, self.bias)
+        known = self._solve(cross)  # G⁻¹ Sᵀφ
+        inner = inner - cross.T @ known
+        outer = outer - known.T @ self._products
+        spread = np.maximum(np.diag(inner), np.diag(inner).max() * 1e-12 + 1e-300)
+
+        def solution(penalty: float) -> Solution:
+            A = np.zeros_like(outer)
+            if np.isfinite(penalty):
+                root = np.sqrt(spread)
+                scaled = inner / np.outer(root, root) + penalty * np.eye(len(root))
+                A = np.linalg.solve(scaled, outer / root[:, None]) / root[:, None]
+            W = self.linear.W - known @ A
+            return Solution(W, A, self.bias - self.code_mean @ W - mean @ A, self.linear.penalty, penalty)
+
+        candidates = [solution(penalty) for penalty in COLUMN_PENALTIES]
+        errors = self._validate(columns, known, mean, candidates, validation or self.validation)
+        return candidates[int(np.argmin(errors))]
+
+    def _validate(
+        self, columns: Columns, known: np.ndarray, mean: np.ndarray, candidates: list[Solution], rows: CodedRows
+    ) -> np.ndarray:
+        """Squared error of each candidate, from the moments of ψ and of what the code leaves."""
+        K, d = candidates[0].A.shape
+        inner, outer, total = np.zeros((K, K)), np.zeros((K, d)), 0.0
+        for batch in rows.in_order(BATCH):
+            new = _double(columns(batch.pairing)) - mean - batch.code @ known + self.code_mean @ known
+            left = _double(batch.error) - self.linear.predict(batch)
+            inner += new.T @ new
+            outer += new.T @ left
+            total += np.square(left).sum()
+        return np.array([total - 2 * np.vdot(one.A, outer) + np.vdot(one.A, inner @ one.A) for one in candidates])
+
+
+class _Moments:
+    """Sums of products of code, columns and errors."""
+
+    def __init__(self, n_features: int, d: int) -> None:
+        self.n_features, self.d, self.n = n_features, d, 0
+
+    def add(self, code: sp.csr_matrix, columns: np.ndarray, errors: np.ndarray) -> None:
+        if self.n == 0:
+            K = columns.shape[1]
+            self.cross, self.inner = np.zeros((self.n_features, K)), np.zeros((K, K))
+            self.outer, self.sums = np.zeros((K, self.d)), np.zeros(K)
+        self.cross += code.T @ columns
+        self.inner += columns.T @ columns
+        self.outer += columns.T @ errors
+        self.sums += columns.sum(0)
+        self.n += len(columns)
+
+    def centred(self, code_mean: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Sᵀφ, φᵀφ, φᵀe without the means, and the mean of φ."""
+        mean = self.sums / self.n
+        return (
+            self.cross - self.n * np.outer(code_mean, mean),
+            self.inner - self.n * np.outer(mean, mean),
+            self.outer - self.n * np.outer(mean, bias),
+            mean,
+        )
+
+
+def _double(x: torch.Tensor) -> np.ndarray:
+    return x.detach().cpu().double().numpy()
