@@ -8,7 +8,7 @@ ordinary tokens count as targets. Losses are summed by document, the unit of inf
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class TokenSequence:
         return int(np.sum(~self.special[1:]))
 
 
-Replacements = Callable[[torch.Tensor, list[TokenSequence]], Iterable[tuple[str, torch.Tensor]]]
+Replacements = Callable[[torch.Tensor, list[TokenSequence]], Iterable[tuple[Hashable, torch.Tensor]]]
 """Takes the activations (n, d) of the ordinary tokens of some sequences, float32, in the sequences' order, and
 yields names and what is to stand in their place."""
 
@@ -72,14 +72,14 @@ class DocumentLosses:
     n_predicted : ndarray of int, shape (D,)
     clean : ndarray of float64, shape (D,)
         Cross-entropy of the model as it is.
-    ce, kl : dict of str to ndarray of float64, shape (D,)
+    ce, kl : dict of hashable to ndarray of float64, shape (D,)
         Of every replacement: its cross-entropy and KL(clean ‖ replaced).
     """
 
     n_predicted: np.ndarray
     clean: np.ndarray
-    ce: dict[str, np.ndarray]
-    kl: dict[str, np.ndarray]
+    ce: dict[Hashable, np.ndarray]
+    kl: dict[Hashable, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -186,10 +186,10 @@ class _Sums:
 
     def __init__(self, n_documents: int) -> None:
         self.n_predicted, self.clean = np.zeros(n_documents, dtype=np.int64), np.zeros(n_documents)
-        self.ce: dict[str, np.ndarray] = {}
-        self.kl: dict[str, np.ndarray] = {}
-        self.edited: set[str] = set()
-        self.effective: set[str] = set()
+        self.ce: dict[Hashable, np.ndarray] = {}
+        self.kl: dict[Hashable, np.ndarray] = {}
+        self.edited: set[Hashable] = set()
+        self.effective: set[Hashable] = set()
 
     def by_document(self, documents: np.ndarray, loss: torch.Tensor) -> np.ndarray:
         """Losses of tokens, summed by the documents of the tokens."""
@@ -197,7 +197,7 @@ class _Sums:
 
     def check(self, site: Site) -> None:
         """Refuse replacements that changed activations and no prediction."""
-        for name in sorted(self.edited - self.effective):
+        for name in self.edited - self.effective:
             raise NeurollmError(
                 f"replacing the activations at {site} by {name!r} changed no prediction: the model does not use what "
                 "the hook returns"

@@ -10,11 +10,11 @@ https://www.lesswrong.com/posts/rZPiuFxESMxCDHe4B, with one kind of noise; here 
 
 The ratio KL_A / KL_ε(A), each Σ KL(clean ‖ replaced) over tokens, is above 1 when the error points where the model is
 more sensitive than noise of its length does. A condition with smaller errors has smaller noise beside it, so a
-smaller KL alone does not lower its ratio (to second order; longer errors leave the range where KL is quadratic). The
+smaller KL alone does not lower its ratio (as long as KL is quadratic in the length; compare the lengths too). The
 fraction of the loss recovered is (CE_abl − CE_A) / (CE_abl − CE), with the mean activation of these documents, and
 with zero, in place of the activations. All from log-softmax.
 
-Documents are the unit of all intervals and tests, see `neurollm.interactions.document_bootstrap`; the same draws of
+Documents are the unit of all intervals and tests, see `neurollm.stats.document_bootstrap`; the same draws of
 documents serve all conditions and noises, so that differences and ratios are paired.
 """
 

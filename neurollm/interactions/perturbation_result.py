@@ -14,7 +14,7 @@ import numpy as np
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import atomic_path, write_json
-from neurollm.interactions.document_bootstrap import METHOD, DocumentBootstrap
+from neurollm.stats.document_bootstrap import METHOD, DocumentBootstrap
 from neurollm.stats import adjust
 
 if TYPE_CHECKING:
@@ -106,18 +106,18 @@ class PerturbationResult:
         }
 
     def differences(self) -> pd.DataFrame:
-        """One row per pair of conditions and quantity (``kl``, ``ce``, and ``ratio`` for each noise).
+        """One row per pair of conditions and quantity (``kl``, ``ce``, and ``log_ratio`` for each noise).
 
         Columns: ``condition_a``, ``condition_b``, ``quantity``, ``noise``, ``value_a``, ``value_b``, ``difference``
-        (a − b, paired by document) with ``low`` and ``high``, two-sided ``p``, ``p_holm`` over the pairs of the same
-        quantity and noise, ``n_documents``, ``n_tokens``, ``n_draws``, ``n_boot``, ``method``.
+        (a − b, paired by document) with ``low`` and ``high``, its 95 % interval, two-sided ``p``, ``p_holm`` over the
+        pairs of the same quantity and noise, ``n_documents``, ``n_tokens``, ``n_draws``, ``n_boot``, ``method``.
         """
         import pandas as pd
 
         n = self.n_predicted.astype(float)
         quantities = [("kl", "", self.kl[:, 0], None), ("ce", "", self.ce[:, 0], None)]
         quantities += [
-            ("ratio", noise, self.kl[:, 0], self.kl[:, place]) for place, noise in enumerate(self.noises, start=1)
+            ("log_ratio", noise, self.kl[:, 0], self.kl[:, place]) for place, noise in enumerate(self.noises, start=1)
         ]
         rows: list[dict[str, Any]] = []
         for quantity, noise, top, below in quantities:
@@ -125,13 +125,16 @@ class PerturbationResult:
             for a, b in _pairs(len(self.conditions)):
                 if below is None:
                     found = self._bootstrap.estimate([top[a] - top[b]], [n])
+                    values = [_divide(top[one].sum(), n.sum()) for one in (a, b)]
+                    figures = [*values, found.value, found.low, found.high]
                 else:
-                    found = self._bootstrap.estimate([top[a], top[b]], [below[a], below[b]], signs=(1, -1))
-                values = [_divide(top[one].sum(), n.sum() if below is None else below[one].sum()) for one in (a, b)]
+                    found = self._bootstrap.estimate([top[a], top[b]], [below[a], below[b]], signs=(1, -1), log=True)
+                    values = [_divide(top[one].sum(), below[one].sum()) for one in (a, b)]
+                    with np.errstate(divide="ignore", invalid="ignore"):
+                        figures = np.log([*values, found.value, found.low, found.high]).tolist()
                 names = {"condition_a": self.conditions[a], "condition_b": self.conditions[b], "quantity": quantity}
-                figures = {"value_a": values[0], "value_b": values[1], "difference": found.value}
-                figures |= {"low": found.low, "high": found.high, "p": found.p}
-                family.append({**names, "noise": noise, **figures})
+                columns = ("value_a", "value_b", "difference", "low", "high")
+                family.append({**names, "noise": noise, **dict(zip(columns, figures, strict=True)), "p": found.p})
             adjusted = adjust(np.array([row["p"] for row in family]), "holm").tolist()
             rows += [{**row, "p_holm": p, **self._counts} for row, p in zip(family, adjusted, strict=True)]
         return pd.DataFrame(rows)
@@ -143,8 +146,8 @@ class PerturbationResult:
         for condition in self.conditions:
             own = frame[frame["condition"] == condition]
             ratios = [
-                f"{_number(row.ratio)} ({_number(row.ratio_low)} to {_number(row.ratio_high)}) times that of {row.noise}"
-                for row in own.itertuples()
+                f"{_number(value)} times{_interval(low, high)} that of {noise}"
+                for value, low, high, noise in own[["ratio", "ratio_low", "ratio_high", "noise"]].values.tolist()
             ]
             first = own.iloc[0]
             parts.append(
@@ -155,9 +158,9 @@ class PerturbationResult:
             f"Perturbations at {self.site} of {self.model}, {len(self.n_predicted)} documents, "
             f"{int(self.n_predicted.sum()):,} tokens (95 % intervals over documents). {'; '.join(parts)}."
         )
-        if not len(pairs):
+        ratios = pairs[(pairs["quantity"] == "log_ratio") & pairs["p"].notna()] if len(pairs) else pairs
+        if not len(ratios):
             return text
-        ratios = pairs[pairs["quantity"] == "ratio"]
         found = int((ratios["p_holm"] <= 0.05).sum())
         return (
             f"{text} The ratio differs between conditions in {found} of {len(ratios)} comparisons (Holm p ≤ .05 for "
@@ -237,11 +240,18 @@ def _number(value: float) -> str:
     return "undefined" if np.isnan(value) else f"{value:.3g}"
 
 
+def _interval(low: float, high: float) -> str:
+    return "" if np.isnan(low) else f" ({_number(low)} to {_number(high)})"
+
+
 def _judged(rows: pd.DataFrame) -> str:
     """What the intervals of a condition's ratios say together."""
+    rows = rows[rows["p"].notna()]
+    if not len(rows):
+        return "(not tested)"
     if (rows["ratio_low"] > 1).all():
-        return "(worse than every noise)"
+        return "(worse than every noise tested)"
     if (rows["ratio_high"] < 1).all():
-        return "(milder than every noise)"
+        return "(milder than every noise tested)"
     worse = rows.loc[rows["ratio_low"] > 1, "noise"].tolist()
     return f"(worse than {', '.join(worse)} noise only)" if worse else "(worse than no noise)"

@@ -13,7 +13,7 @@ import copy
 import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -117,7 +117,7 @@ class CodedRows:
     def __init__(
         self,
         source: _Source,
-        decode: Decode,
+        decode: Decode | None,
         documents: np.ndarray,
         positions: np.ndarray,
         sizes: tuple[int, int],
@@ -127,6 +127,7 @@ class CodedRows:
         self._all_documents, self._all_positions = documents, positions
         self.d, self.n_features = sizes
         self._identity = identity
+        self._errors: Callable[[CodedBatch], torch.Tensor] | None = None  # instead of x − x̂
         self._kept = np.arange(len(documents))
         self._partner: np.ndarray | None = None  # of each kept row, the row whose code stands in for its own
         self.dictionary: Dictionary | None = None
@@ -308,6 +309,37 @@ class CodedRows:
         shuffled._partner = self._kept[first[there] + place % count[there]]
         return shuffled
 
+    def with_errors(self, errors: Callable[[CodedBatch], torch.Tensor]) -> CodedRows:
+        """The same rows with other errors, a function of a batch.
+
+        Codes and errors are held in memory if they fit, so that learning need not compute them again and again.
+        """
+        other = copy.copy(self)
+        before = self._errors
+        other._errors = errors if before is None else lambda batch: errors(replace(batch, error=before(batch)))
+        other._identity = f"{self._identity} other errors"
+        sample = self._load([np.arange(min(self.n_rows, 1024))])[1]
+        per_row = 4 * self.d + 8 * sample.nnz / sample.shape[0] * (1 if self._partner is None else 2)
+        return other if per_row * self.n_rows > MOST_IN_MEMORY else other._held()
+
+    def _held(self) -> CodedRows:
+        """The same rows with codes and errors in memory; their activations are forgotten."""
+        errors = torch.empty(self.n_rows, self.d)
+        codes, pairings, place = [], [], 0
+        for batch in self.in_order():
+            errors[place : place + len(batch.rows)] = batch.error
+            codes.append(batch.code)
+            pairings.append(batch.pairing)
+            place += len(batch.rows)
+        held = copy.copy(self)
+        shuffled = self._partner is not None
+        held._source = _Arrays(_joined(codes + pairings if shuffled else codes), errors)
+        held._decode, held._errors = None, None
+        held._all_documents, held._all_positions = self.documents, self.positions
+        held._kept = np.arange(self.n_rows)
+        held._partner = held._kept + self.n_rows if shuffled else None
+        return held
+
     def in_order(self, batch_size: int = 8192) -> Iterator[CodedBatch]:
         """All rows once, in order."""
         for start in range(0, self.n_rows, batch_size):
@@ -355,7 +387,9 @@ class CodedRows:
         self, rows: np.ndarray, code: sp.csr_matrix, x: torch.Tensor, pairing: sp.csr_matrix | None = None
     ) -> CodedBatch:
         x = x.float()
-        return CodedBatch(rows, code, x, x - self._decode(code, x), code if pairing is None else pairing)
+        error = x if self._decode is None else x - self._decode(code, x)
+        batch = CodedBatch(rows, code, x, error, code if pairing is None else pairing)
+        return batch if self._errors is None else replace(batch, error=self._errors(batch))
 
 
 def _read(source: Callable[[int, int], sp.csr_matrix | torch.Tensor], rows: np.ndarray) -> sp.csr_matrix | torch.Tensor:

@@ -1,0 +1,421 @@
+"""Training interaction models from a store, as fast as it is read.
+
+Stages, each on documents of its own kind: tokens to *fit*, and *validation* tokens of
+other documents, by which penalties and the moment to stop are chosen.
+
+1. The decoder is refit in closed form (`neurollm.interactions.refit`): what is left has no
+   linear relation to the code that ridge regression could find.
+2. Columns φ of the code (`neurollm.interactions.expansions`) and a read-out A learn to predict what is left,
+   by Adam on the mean squared error. A begins at zero, that is at the refit. Embeddings are learned
+   row by row, only where features are active (SparseAdam). The state with the smallest error
+   on the validation tokens is kept, the one before the first step included.
+3. Refit and read-out are solved together in closed form, φ as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from neurollm._version import __version__
+from neurollm.dictionaries.kernels import SparseCode, threads
+from neurollm.dictionaries.training.checkpoints import Checkpoint, refuse_other_run
+from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.interactions.expansions import EMBEDDING_SCALE, Expansion
+from neurollm.interactions.model import CONFIG_FILE, NFM
+from neurollm.interactions.refit import Refit, Solution
+from neurollm.interactions.rows import CodedBatch, CodedRows, coded
+from neurollm.models import has_fast_bfloat16
+from neurollm.progress import Progress
+from neurollm.random import stream
+
+if TYPE_CHECKING:
+    from neurollm.activations import ActivationStore
+    from neurollm.dictionaries import Dictionary
+
+SHORTEST = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True)
+class InteractionTraining:
+    """Options of the training of interactions.
+
+    Parameters
+    ----------
+    learning_rate : float, default=1e-2
+    batch_size : int, default=2048
+        Tokens per step.
+    warmup, decay : float
+        Fractions of the tokens over which the learning rate rises from 0 at the start, and falls to 0 at the end.
+    evaluations : int, default=10
+        How often the validation error is looked at; the best state is kept.
+    validation : float, default=0.1
+        Share of the documents by which penalties and the best state are chosen.
+    precision : {"auto", "bfloat16", "float32"}
+        Of the products with read-out and hidden layer; sums over features are float32. ``"auto"``: bfloat16 where the
+        processor multiplies it faster.
+    device : str, default="auto"
+    """
+
+    learning_rate: float = 1e-2
+    batch_size: int = 2048
+    warmup: float = 0.05
+    decay: float = 0.5
+    evaluations: int = 10
+    validation: float = 0.1
+    precision: str = "auto"
+    device: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "batch_size", "evaluations"):
+            if not getattr(self, name) > 0:
+                raise InvalidInput(f"training: {name} must be above 0, got {getattr(self, name)!r}")
+        for name in ("warmup", "decay"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InvalidInput(f"training: {name} is a share from 0 to 1, got {getattr(self, name)!r}")
+        if not 0 < self.validation < 1:
+            raise InvalidInput(f"training: validation is a share above 0 and below 1, got {self.validation!r}")
+        if self.precision not in ("auto", "bfloat16", "float32"):
+            raise InvalidInput(f"training: precision {self.precision!r}; use auto, bfloat16 or float32")
+
+    def resolve(self) -> InteractionTraining:
+        """The same with every default worked out."""
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        precision = self.precision
+        if precision == "auto":
+            precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
+        return dataclasses.replace(self, device=device, precision=precision)
+
+    def rate(self, progress: float) -> float:
+        """Learning rate when a fraction `progress` of the tokens has been seen."""
+        rise = min(1.0, (progress + 1e-3) / self.warmup) if self.warmup else 1.0
+        fall = min(1.0, (1 - progress) / self.decay) if self.decay else 1.0
+        return self.learning_rate * rise * fall
+
+
+class Learner:
+    """Learns an expansion and its read-out to predict the errors of some tokens.
+
+    Parameters
+    ----------
+    expansion : Expansion
+    fit, validation : CodedRows
+        Their errors are what shall be predicted.
+    training : InteractionTraining
+        Resolved.
+    random_state : int
+        Of the order of the tokens.
+    """
+
+    def __init__(
+        self,
+        expansion: Expansion,
+        fit: CodedRows,
+        validation: CodedRows,
+        training: InteractionTraining,
+        random_state: int = 0,
+    ) -> None:
+        self.expansion, self.training, self.random_state = expansion, training, random_state
+        self.fit, self.validation = fit, validation
+        self.readout = torch.zeros(expansion.n_columns, fit.d, device=training.device)
+        first = next(iter(fit.in_order(16_384))).error
+        self.scale = max(float(first.square().mean().sqrt()), SHORTEST)  # targets have about unit variance
+        dense = [self.readout, *expansion.weights.values()]
+        self.dense = torch.optim.Adam(dense, lr=0.0)
+        self.sparse = torch.optim.SparseAdam([expansion.embeddings], lr=1.0)  # set in every step; 0 is refused
+        for optimizer, parameters in ((self.dense, dense), (self.sparse, [expansion.embeddings])):
+            for weight in parameters:  # created here so that a checkpoint can be loaded into them
+                step = torch.zeros(()) if optimizer is self.dense else 0
+                moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+                optimizer.state[weight] = {"step": step, **moments}
+        self.best = {name: tensor.clone() for name, tensor in self._learned().items()}
+        self.counters: dict[str, Any] = {"tokens": 0, "step": 0, "best": None, "history": []}
+
+    def _learned(self) -> dict[str, torch.Tensor]:
+        return {"readout": self.readout, "V": self.expansion.embeddings, **self.expansion.weights}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that a step changes."""
+        found = {**self._learned(), **{f"best.{name}": tensor for name, tensor in self.best.items()}}
+        for kind, optimizer in (("dense", self.dense), ("sparse", self.sparse)):
+            for index, moments in enumerate(optimizer.state.values()):
+                for name in ("exp_avg", "exp_avg_sq"):
+                    found[f"{kind}.{index}.{name}"] = moments[name]
+        return found
+
+    def resume(self, counters: dict[str, Any]) -> None:
+        """Go on from a state that was copied into `state`."""
+        self.counters.update(counters)
+        for optimizer in (self.dense, self.sparse):
+            for moments in optimizer.state.values():
+                steps = counters["step"]
+                moments["step"] = torch.tensor(float(steps)) if optimizer is self.dense else steps
+
+    def step(self, batch: CodedBatch, n_tokens: int) -> None:
+        """Learn from a batch."""
+        rate = self.training.rate(self.counters["tokens"] / n_tokens)
+        target = batch.error.to(self.readout.device) / self.scale
+        places, values = self.expansion.places(batch.pairing)
+        present, local = _present(places)
+        embeddings = self.expansion.embeddings[present].requires_grad_()
+        dense = [self.readout, *self.expansion.weights.values()]
+        for weight in dense:
+            weight.requires_grad_(True)
+        with torch.autocast(self.readout.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16"):
+            predicted = self.expansion.forward(local, values, embeddings) @ self.readout
+        loss = (predicted.float() - target).square().mean()
+        gradients = torch.autograd.grad(loss, [embeddings, *dense])
+        for weight, gradient in zip(dense, gradients[1:], strict=True):
+            weight.requires_grad_(False)
+            weight.grad = gradient.to(weight.dtype)
+        whole = self.expansion.embeddings
+        whole.grad = torch.sparse_coo_tensor(present[None], gradients[0], whole.shape, is_coalesced=True)
+        for optimizer in (self.dense, self.sparse):
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
+        self.counters["tokens"] += len(batch.rows)
+        self.counters["step"] += 1
+
+    def evaluate(self) -> float:
+        """Share of the validation tokens' errors that is explained; the best state is kept."""
+        error = total = 0.0
+        with torch.no_grad():
+            for batch in self.validation.in_order():
+                target = batch.error.to(self.readout.device) / self.scale
+                predicted = self.expansion.columns(batch.pairing) @ self.readout
+                error += float((target - predicted).double().square().sum())
+                total += float(target.double().square().sum())
+        if not np.isfinite(error):
+            raise InvalidInput(
+                f"training of interactions diverged by step {self.counters['step']}; choose a learning_rate below "
+                f"{self.training.learning_rate:g}"
+            )
+        share = 1 - error / max(total, SHORTEST)
+        if self.counters["best"] is None or share > self.counters["best"]:
+            self.counters["best"] = share
+            for name, tensor in self._learned().items():
+                self.best[name].copy_(tensor)
+        self.counters["history"].append({"tokens": self.counters["tokens"], "explained": share})
+        return share
+
+    def finish(self) -> Expansion:
+        """The expansion in its best state."""
+        for name, tensor in self._learned().items():
+            tensor.copy_(self.best[name])
+        return self.expansion
+
+
+def learn(learner: Learner, n_tokens: int, checkpoint: Checkpoint | None = None, verbose: int = 0) -> Expansion:
+    """Run a learner to its end; with a checkpoint, from where an interrupted run was."""
+    training, rows, counters = learner.training, learner.fit, learner.counters
+    if checkpoint is not None:
+        checkpoint.sweep()
+        found = checkpoint.load(learner.state())
+        if found is not None:
+            learner.resume(found)
+    every = max(1, -(-n_tokens // training.evaluations))
+    with threads(), Progress("train interactions", n_tokens, "tokens", verbose) as progress:
+        progress.skip(counters["tokens"])
+        if counters["best"] is None:
+            learner.evaluate()
+        while counters["tokens"] < n_tokens:
+            epoch, offset = divmod(counters["tokens"], rows.n_rows)
+            for batch in rows.batches(training.batch_size, learner.random_state, epoch, offset // training.batch_size):
+                before = counters["tokens"]
+                learner.step(batch, n_tokens)
+                note = ""
+                if before // every != counters["tokens"] // every or counters["tokens"] >= n_tokens:
+                    note = f"explained {learner.evaluate():+.4f}"
+                    if checkpoint is not None:
+                        checkpoint.save(counters, learner.state())
+                progress.advance(len(batch.rows), note)
+                if counters["tokens"] >= n_tokens:
+                    break
+    return learner.finish()
+
+
+def _present(places: SparseCode) -> tuple[torch.Tensor, SparseCode]:
+    """The features that occur, and the same places numbered among them."""
+    seen = torch.zeros(places.n_columns, dtype=torch.bool, device=places.columns.device)
+    seen[places.columns] = True
+    present = torch.nonzero(seen).reshape(-1)
+    number = torch.empty(places.n_columns, dtype=torch.int64, device=seen.device)
+    number[present] = torch.arange(len(present), device=seen.device)
+    return present, SparseCode(number[places.columns], places.offsets, len(present))
+
+
+def train_nfm(
+    store: ActivationStore | CodedRows,
+    dictionary: Dictionary | None = None,
+    *,
+    rank: int = 64,
+    readout: str = "linear",
+    refit: bool = True,
+    top_n: int | None = None,
+    n_tokens: int | None = None,
+    random_state: int = 0,
+    training: InteractionTraining | None = None,
+    out: str | os.PathLike | None = None,
+    verbose: int = 1,
+) -> NFM:
+    """Train an interaction model on the errors of a dictionary.
+
+    With `out`, a training that is interrupted goes on from its last evaluation when the same call is made again, and
+    ends with the same model, bit for bit; when it is finished the call only loads it.
+
+    Parameters
+    ----------
+    store : ActivationStore or CodedRows
+    dictionary : Dictionary, optional
+        Needed with a store.
+    rank : int, default=64
+        K, dimensions of an embedding (and units of the hidden layer of read-out "mlp").
+    readout : {"linear", "mlp"}
+    refit : bool, default=True
+        Refit the dictionary's decoder too. Without it main effects that the decoder misses may pass for interactions.
+    top_n : int, optional
+        Entries of a code that count. Default: all of the largest code.
+    n_tokens : int, optional
+        Default: four times those to fit.
+    random_state : int, default=0
+        Of the embeddings, the order of the tokens and the choice of validation documents.
+    training : InteractionTraining, optional
+    out : path-like, optional
+    verbose : int, default=1
+
+    Returns
+    -------
+    NFM
+        ``provenance`` says how it was made, what share of the validation tokens' errors refit and interactions
+        explain, and which documents these tokens are of.
+
+    Raises
+    ------
+    InvalidInput
+        If an argument is out of range, or there are fewer than two documents.
+    DataMismatch
+        If store and dictionary do not belong together, or `out` holds another training.
+    """
+    if readout not in ("linear", "mlp"):
+        raise InvalidInput(f"readout is {readout!r}; use linear or mlp")
+    for name, value in (("rank", rank), ("top_n", top_n), ("n_tokens", n_tokens)):
+        if value is not None and not value >= 1:
+            raise InvalidInput(f"{name} must be a whole number of at least 1, got {value!r}")
+    rows = coded(store, dictionary, verbose=verbose)
+    options = (training or InteractionTraining()).resolve()
+    fit, validation = split_documents(rows, options.validation, random_state)
+    n_tokens = n_tokens or 4 * fit.n_rows
+    run = {
+        "rows": rows.sha256,
+        "rank": rank,
+        "readout": readout,
+        "refit": refit,
+        "top_n": top_n,
+        "n_tokens": n_tokens,
+        "random_state": random_state,
+        "training": dataclasses.asdict(options),
+    }
+    folder = None if out is None else Path(out)
+    finished = None if folder is None else _finished(folder, run)
+    if finished is not None:
+        return finished
+    top_n = top_n or largest_code(rows)
+    ridge = Refit(fit, validation) if refit else None
+    targets = [fit, validation] if ridge is None else [left_by(part, ridge.linear) for part in (fit, validation)]
+    kind = "pairs" if readout == "linear" else "pairs_mlp"
+    sizes = (rows.n_features, rank, rank)
+    expansion = Expansion(kind, sizes, top_n, code_length(fit), random_state, options.device)
+    learner = Learner(expansion, *targets, options, random_state)
+    expansion = learn(learner, n_tokens, None if folder is None else Checkpoint(folder, run), verbose)
+    solution = None if ridge is None else ridge.with_columns(expansion.columns)
+    nfm = _assemble(learner, solution, rows)
+    nfm.provenance |= {"run": run, **_quality(nfm, validation), "history": learner.counters["history"]}
+    if folder is not None:
+        nfm.save(folder)
+        Checkpoint(folder, run).clear()
+    return nfm
+
+
+def split_documents(rows: CodedRows, share: float, random_state: int) -> tuple[CodedRows, CodedRows]:
+    """Rows of most documents, and of a random `share` of them (at least one).
+
+    Raises
+    ------
+    InvalidInput
+        If there are fewer than two documents.
+    """
+    documents = np.unique(rows.documents)
+    if len(documents) < 2:
+        raise InvalidInput(
+            "training needs at least two documents, one to choose penalties by; the store holds one (split long texts)"
+        )
+    order = stream(random_state, "validation.documents").permutation(documents)
+    chosen = np.isin(rows.documents, order[: max(1, round(share * len(documents)))])
+    return rows.subset(~chosen), rows.subset(chosen)
+
+
+def left_by(rows: CodedRows, solution: Solution) -> CodedRows:
+    """The rows with what a refit explains taken off their errors."""
+    return rows.with_errors(lambda batch: batch.error - torch.from_numpy(np.float32(solution.predict(batch))))
+
+
+def largest_code(rows: CodedRows) -> int:
+    """Entries of the largest code, at least 2."""
+    return max(2, *(int(np.diff(batch.code.indptr).max()) for batch in rows.in_order()))
+
+
+def code_length(rows: CodedRows) -> float:
+    """Root mean square over tokens of the Euclidean length of a code."""
+    total = sum(float(np.square(batch.code.data, dtype=np.float64).sum()) for batch in rows.in_order())
+    if not total > 0:
+        raise InvalidInput("no feature is active on any token to fit")
+    return float(np.sqrt(total / rows.n_rows))
+
+
+def _assemble(learner: Learner, solution: Solution | None, rows: CodedRows) -> NFM:
+    """The model that takes codes as they are, of an expansion of codes divided by their length."""
+    expansion, K = learner.expansion, learner.expansion.rank
+    read = (learner.readout * learner.scale).cpu() if solution is None else torch.from_numpy(solution.A)
+    weights = {"V": expansion.embeddings.cpu() / expansion.code_length, "A": read[:K]}
+    if expansion.kind == "pairs_mlp":
+        weights |= {name: weight.cpu() for name, weight in expansion.weights.items()} | {"W2": read[K:]}
+    if solution is not None:
+        weights |= {"W": torch.from_numpy(solution.W), "b": torch.from_numpy(solution.b)}
+    nfm = NFM(weights, expansion.top_n, "" if rows.dictionary is None else rows.dictionary.fingerprint)
+    nfm.provenance = {
+        "made_by": f"neurollm {__version__}, torch {torch.__version__}",
+        "embedding_scale": EMBEDDING_SCALE / expansion.code_length,
+        "tokens": learner.counters["tokens"],
+        **({} if solution is None else {"penalty": solution.penalty, "column_penalty": solution.column_penalty}),
+    }
+    return nfm
+
+
+def _quality(nfm: NFM, validation: CodedRows) -> dict[str, Any]:
+    """Shares of the validation tokens' errors that the refit alone and the whole model explain."""
+    sums = np.zeros(2)
+    for batch in validation.in_order():
+        sums += [float(part.double().square().sum()) for part in (batch.error, batch.error - nfm.predict(batch.code))]
+    documents = np.unique(validation.documents).tolist()
+    return {"explained_validation": 1 - sums[1] / max(sums[0], SHORTEST), "validation_documents": documents}
+
+
+def _finished(folder: Path, run: dict[str, Any]) -> NFM | None:
+    """The model of this very run, if the folder already holds it."""
+    if not (folder / CONFIG_FILE).is_file():
+        return None
+    nfm = NFM.load(folder)
+    found = nfm.provenance.get("run")
+    if not isinstance(found, dict):
+        raise DataMismatch(f"{folder} holds an interaction model that was not trained here; choose another folder")
+    refuse_other_run(found, run, folder / CONFIG_FILE)
+    Checkpoint(folder, run).clear()
+    return nfm
