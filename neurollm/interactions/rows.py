@@ -318,9 +318,14 @@ class CodedRows:
         before = self._errors
         other._errors = errors if before is None else lambda batch: errors(replace(batch, error=before(batch)))
         other._identity = f"{self._identity} other errors"
+        return other._held() if self.fits_in_memory else other
+
+    @property
+    def fits_in_memory(self) -> bool:
+        """Whether codes and errors of these rows are held in memory on occasion."""
         sample = self._load([np.arange(min(self.n_rows, 1024))])[1]
         per_row = 4 * self.d + 8 * sample.nnz / sample.shape[0] * (1 if self._partner is None else 2)
-        return other if per_row * self.n_rows > MOST_IN_MEMORY else other._held()
+        return per_row * self.n_rows <= MOST_IN_MEMORY
 
     def _held(self) -> CodedRows:
         """The same rows with codes and errors in memory; their activations are forgotten."""

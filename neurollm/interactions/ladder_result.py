@@ -1,0 +1,315 @@
+"""What a ladder found: squared errors of every model on every held-out document, and tables made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.files import atomic_path, write_json
+from neurollm.stats.document_bootstrap import METHOD, DocumentBootstrap, Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT, VERSION = "neurollm residual ladder", 1
+STEPS = ("M0", "M1", "M2", "M3", "M4", "M5")
+OVER = {"M1": "M0", "M2": "M1", "M3": "M2", "M4": "M3", "M5": "M2"}
+"""What each step is compared with."""
+TOLD = {
+    "M0": "the dictionary",
+    "M1": "+ bias",
+    "M2": "+ decoder refit",
+    "M3": "+ pairs of features",
+    "M4": "+ MLP of pairs",
+    "M5": "M2 + MLP of the code",
+}
+CONTROLS = ("shuffled", "gaussian", "frozen", "residual_sae")
+FEWEST_DOCUMENTS = 10  # of fewer, an interval over documents is not worth having
+RESULT, ARRAYS = "ladder.json", "ladder.npz"
+
+
+@dataclass(frozen=True, eq=False)
+class SeedErrors:
+    """Squared errors of one seed.
+
+    Attributes
+    ----------
+    seed : int
+    documents : ndarray of int, shape (D,)
+        Held out.
+    totals : ndarray, shape (D,)
+        Σ‖x − m‖² of each.
+    squared : dict of ndarray, shape (D,)
+        Σ‖e − ŷ‖² of each, by model.
+    parameters : dict of int
+        Weights of each model, beside the dictionary's.
+    n_fit, n_test, n_tokens : int
+        Tokens fitted in closed form, tokens held out, tokens that each learned step saw.
+    """
+
+    seed: int
+    documents: np.ndarray
+    totals: np.ndarray
+    squared: Mapping[str, np.ndarray]
+    parameters: Mapping[str, int]
+    n_fit: int
+    n_test: int
+    n_tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class LadderResult:
+    """The ladder of a dictionary; made by `residual_ladder`.
+
+    Attributes
+    ----------
+    seeds : tuple of SeedErrors
+    cross_fitted : bool
+        Whether each seed held out documents of its own.
+    n_boot, random_state : int
+    description : dict
+        What it was made of.
+    notes : tuple of str
+        What was left out, and why.
+    """
+
+    seeds: tuple[SeedErrors, ...]
+    cross_fitted: bool
+    n_boot: int
+    random_state: int
+    description: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per seed and step.
+
+        Returns
+        -------
+        DataFrame
+            ``step``, ``seed``, ``r2_heldout``, ``over`` (the step it is compared with), ``delta_r2`` with
+            ``ci_low``, ``ci_high`` (95 %, documents), ``null`` (ΔR² of the same step with shuffled codes),
+            ``error_explained`` (share of M0's squared error), ``n_parameters``, ``n_tokens``, ``n_documents``.
+        """
+        import pandas as pd
+
+        rows = []
+        for one in self.seeds:
+            for step in self._steps:
+                over = OVER.get(step)
+                gain = self._gain(one, step, over)
+                rows.append(
+                    {
+                        "step": step,
+                        "seed": one.seed,
+                        "r2_heldout": 1 - one.squared[step].sum() / one.totals.sum(),
+                        "over": over or "",
+                        "delta_r2": gain.value,
+                        "ci_low": gain.low,
+                        "ci_high": gain.high,
+                        "null": self._gain(one, *_control(step, "shuffled")).value,
+                        "error_explained": 1 - one.squared[step].sum() / one.squared["M0"].sum(),
+                        "n_parameters": one.parameters[step],
+                        "n_tokens": 0 if step == "M0" else one.n_tokens if step in _LEARNED else one.n_fit,
+                        "n_documents": len(one.documents),
+                    }
+                )
+        return pd.DataFrame(rows)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per step, and per control, over all seeds.
+
+        Returns
+        -------
+        DataFrame
+            ``step``, ``control`` (``""`` for the step itself), ``over``, ``r2_heldout`` and ``error_explained``
+            (means over seeds), ``delta_r2`` with ``ci_low``, ``ci_high`` (documents and seeds, see `residual_ladder`),
+            ``sd_seeds``, ``p`` (two-sided t of ΔR² = 0), ``n_parameters``, ``n_seeds``.
+        """
+        return self._summary.copy()
+
+    @cached_property
+    def _summary(self) -> pd.DataFrame:
+        import pandas as pd
+
+        rows = []
+        for name in self.seeds[0].squared:
+            step, _, control = name.partition(" ")
+            if name.startswith("residual"):
+                step, control, over = "", name, "M0"
+            else:
+                over = _control(step, control)[1] if control else OVER.get(step)
+            squared = [one.squared[name].sum() for one in self.seeds]
+            base = [one.squared["M2 gaussian" if control == "gaussian" else "M0"].sum() for one in self.seeds]
+            totals = [one.totals.sum() for one in self.seeds]
+            # Errors of the control gaussian are other errors: shares of theirs would compare two things.
+            comparable = control != "gaussian"
+            rows.append(
+                {
+                    "step": step,
+                    "control": control,
+                    "over": over or "",
+                    "r2_heldout": np.mean(1 - np.divide(squared, totals)) if comparable else np.nan,
+                    "error_explained": np.mean(1 - np.divide(squared, base)) if comparable else np.nan,
+                    **self._pooled(name, over),
+                    "n_parameters": self.seeds[0].parameters[name],
+                    "n_seeds": len(self.seeds),
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def verdict(self) -> str:
+        """What pairs of features explain, in words."""
+        table = self._summary.set_index(["step", "control"])
+        if ("M3", "") not in table.index:
+            last, share = self._steps[-1], table.loc[(self._steps[-1], ""), "error_explained"]
+            return f"{TOLD[last]}: {share:.1%} of the error explained; no pairs were asked for."
+        pairs = table.loc[("M3", "")]
+        share = pairs["delta_r2"] / max(1 - table.loc[("M0", ""), "r2_heldout"], 1e-300)
+        text = (
+            f"Pairs of features explain {share:.1%} of the dictionary's error beyond the best linear decoder "
+            f"(ΔR² {pairs['delta_r2']:+.5f} [{pairs['ci_low']:+.5f}, {pairs['ci_high']:+.5f}], "
+            f"{len(self.seeds)} seeds), "
+        )
+        text += "and the interval excludes 0" if pairs["ci_low"] > 0 else "an interval that contains 0 or less"
+        told = [
+            f"{words} {table.loc[('M3', control), 'delta_r2']:+.5f}"
+            for control, words in (
+                ("shuffled", "shuffled codes"),
+                ("gaussian", "a truth without pairs"),
+                ("frozen", "random pairs"),
+            )
+            if ("M3", control) in table.index
+        ]
+        text += f"; {', '.join(told)}" if told else "; no control was run"
+        if ("M5", "") in table.index:
+            text += f". Any function of the code with as many weights: {table.loc[('M5', ''), 'delta_r2']:+.5f}"
+        return text + "."
+
+    @property
+    def _steps(self) -> list[str]:
+        return [step for step in STEPS if step in self.seeds[0].squared]
+
+    def _gain(self, one: SeedErrors, name: str, over: str | None) -> Estimate:
+        """ΔR² of a model of one seed, with the interval over documents."""
+        if over is None or name not in one.squared or over not in one.squared:
+            return Estimate(float("nan"))
+        n_boot = self.n_boot if len(one.documents) >= FEWEST_DOCUMENTS else 0
+        boot = DocumentBootstrap(len(one.documents), n_boot, self.random_state)
+        return boot.estimate([one.squared[over] - one.squared[name]], [one.totals])
+
+    def _pooled(self, name: str, over: str | None) -> dict[str, float]:
+        """Mean ΔR² over seeds, its interval and p; see `neurollm.interactions.ladder`."""
+        from scipy.stats import t as student
+
+        gains = [self._gain(one, name, over) for one in self.seeds]
+        values, J = np.array([gain.value for gain in gains]), len(gains)
+        if np.isnan(values).any():
+            return dict.fromkeys(("delta_r2", "ci_low", "ci_high", "sd_seeds", "p"), np.nan)
+        spread = values.var(ddof=1)
+        if self.cross_fitted:
+            se2 = sum(gain.se**2 for gain in gains) / J**2 + spread / (J - 1)
+        else:
+            lowered = sum(one.squared[over] - one.squared[name] for one in self.seeds) / J
+            boot = DocumentBootstrap(len(lowered), 0, self.random_state)
+            se2 = boot.estimate([lowered], [self.seeds[0].totals]).se ** 2 + spread / J
+        mean, se = values.mean(), np.sqrt(se2)
+        half = student.ppf(0.975, J - 1) * se
+        p = float(2 * student.sf(abs(mean) / se, J - 1)) if se > 0 else 1.0 if mean == 0 else 0.0
+        return {"delta_r2": mean, "ci_low": mean - half, "ci_high": mean + half, "sd_seeds": np.sqrt(spread), "p": p}
+
+    def save(self, folder: str | os.PathLike) -> Path:
+        """Write ``ladder.json`` and ``ladder.npz``; return the JSON's path."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        arrays = {}
+        for one in self.seeds:
+            arrays |= {f"{one.seed} documents": one.documents, f"{one.seed} totals": one.totals}
+            arrays |= {f"{one.seed} squared {name}": squared for name, squared in one.squared.items()}
+        with atomic_path(folder / ARRAYS) as partial, open(partial, "wb") as handle:
+            np.savez_compressed(handle, **arrays)
+        seeds = [
+            {"seed": one.seed, "parameters": dict(one.parameters)}
+            | {name: getattr(one, name) for name in ("n_fit", "n_test", "n_tokens")}
+            for one in self.seeds
+        ]
+        plain = {
+            name: getattr(self, name) for name in ("cross_fitted", "n_boot", "random_state", "description", "notes")
+        }
+        intervals = f"{METHOD}; over seeds t with document and seed variance"
+        record = {"format": FORMAT, "version": VERSION, "intervals": intervals, "seeds": seeds, **plain}
+        write_json(folder / RESULT, record)
+        return folder / RESULT
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> LadderResult:
+        """Read a saved ladder, given its ``ladder.json``.
+
+        Raises
+        ------
+        InvalidInput
+            There is no such file, or it is no ladder.
+        DataMismatch
+            It is damaged, or was written by another version.
+        """
+        path = Path(path)
+        record = read_record(path)
+        if record is None or record.get("format") != FORMAT:
+            raise InvalidInput(f"{path}: this is not a saved ladder")
+        if record.get("version") != VERSION:
+            raise DataMismatch(f"{path}: was written by another version of neurollm; run the ladder again")
+        try:
+            with np.load(path.with_name(ARRAYS), allow_pickle=False) as arrays:
+                seeds = tuple(_seed(plain, arrays) for plain in record["seeds"])
+            names = ("cross_fitted", "n_boot", "random_state", "description")
+            return cls(seeds=seeds, notes=tuple(record["notes"]), **{name: record[name] for name in names})
+        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+            raise DataMismatch(f"{path}: the files of this ladder are damaged ({error}); run it again") from None
+
+
+_LEARNED = ("M3", "M4", "M5")
+
+
+def _control(step: str, control: str) -> tuple[str, str | None]:
+    """A control of a step, and what it is compared with."""
+    name, over = f"{step} {control}", OVER.get(step)
+    if over is None or control == "frozen":
+        return name, over
+    if control == "gaussian":
+        return name, f"{over} gaussian" if step in _LEARNED else None
+    return name, f"{over} shuffled" if step == "M4" else over
+
+
+def _seed(plain: dict[str, Any], arrays: Any) -> SeedErrors:
+    seed = plain["seed"]
+    squared = {name: arrays[f"{seed} squared {name}"] for name in plain["parameters"]}
+    counts = {name: plain[name] for name in ("n_fit", "n_test", "n_tokens")}
+    return SeedErrors(
+        seed, arrays[f"{seed} documents"], arrays[f"{seed} totals"], squared, plain["parameters"], **counts
+    )
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """A JSON object; None if there is no such file.
+
+    Raises
+    ------
+    DataMismatch
+        If it cannot be read.
+    """
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (ValueError, OSError) as error:
+        raise DataMismatch(f"{path}: cannot be read ({error}); delete it and run again") from None
+    if not isinstance(record, dict):
+        raise DataMismatch(f"{path}: is not what was written there; delete it and run again")
+    return record
