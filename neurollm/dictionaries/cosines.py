@@ -101,7 +101,17 @@ def decoder_cosines(dictionary: Dictionary) -> DecoderCosines | None:
     """
     if dictionary.directions is None or isinstance(dictionary, RawUnits):
         return None
-    unit = unit_directions(dictionary)
+    return direction_cosines(unit_directions(dictionary))
+
+
+def direction_cosines(unit: torch.Tensor) -> DecoderCosines | None:
+    """The same of directions of length 1, float32, shape (n, d); those that are zero are left out.
+
+    Examples
+    --------
+    >>> direction_cosines(torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])).mean_abs
+    0.3333333333333333
+    """
     used = unit.any(1)
     unit = unit if used.all() else unit[used]
     n, d = unit.shape

@@ -44,6 +44,7 @@ from neurollm.dictionaries.splice import SplicedLoss, spliced_loss
 from neurollm.errors import InvalidInput
 from neurollm.progress import Progress
 from neurollm.random import stream
+from neurollm.stats.concentration import gini
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -352,29 +353,6 @@ class _DocumentSums:
             ev[draw] = 1 - _ratio(error, _variation(squares, np.array(total), n))
         low, high = np.quantile(ev, [0.025, 0.975]).tolist()
         return {"ev_low": low, "ev_high": high, "n_documents": n_documents}
-
-
-def gini(values: np.ndarray) -> float:
-    """Gini coefficient of values that are not negative; NaN if all are 0.
-
-    Parameters
-    ----------
-    values : ndarray, shape (n,)
-
-    Returns
-    -------
-    float
-        0 when all are equal, 1 − 1/n when one has everything.
-
-    Examples
-    --------
-    >>> gini(np.array([2.0, 2.0, 2.0])), gini(np.array([0.0, 0.0, 0.0, 7.0]))
-    (0.0, 0.75)
-    """
-    ordered = np.sort(np.asarray(values, float))
-    n = len(ordered)
-    ranks = np.arange(1, n + 1)
-    return _ratio(((2 * ranks - n - 1) * ordered).sum(), n * ordered.sum())
 
 
 def _variation(squares: float, total: np.ndarray, n: float) -> float:
