@@ -50,6 +50,7 @@ from neurollm.interactions.training import (
     InteractionTraining,
     Learner,
     code_length,
+    default_tokens,
     largest_code,
     learn,
     left_by,
@@ -103,7 +104,7 @@ def residual_ladder(
     top_n : int, optional
         Entries of a code that enter pairs. Default: all.
     n_tokens : int, optional
-        For each learned step. Default: four times those to fit.
+        For each learned step. Default: that of `train_nfm`.
     training : InteractionTraining, optional
     n_boot : int, default=2000
     random_state : int, default=0
@@ -249,7 +250,7 @@ class _Seed:
         self.state = run["random_state"] + seed
         self.fit, self.validation = split_documents(inside, options.validation, self.state)
         self.test = test
-        self.n_tokens = run["n_tokens"] or 4 * self.fit.n_rows
+        self.n_tokens = run["n_tokens"] or default_tokens(self.fit, options)
         self.notes: list[str] = []
         self._made: dict[str, Any] = {}
 

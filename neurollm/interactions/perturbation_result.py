@@ -14,8 +14,8 @@ import numpy as np
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import atomic_path, write_json
-from neurollm.stats.document_bootstrap import METHOD, DocumentBootstrap
 from neurollm.stats import adjust
+from neurollm.stats.document_bootstrap import METHOD, DocumentBootstrap
 
 if TYPE_CHECKING:
     import pandas as pd

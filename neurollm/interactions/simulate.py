@@ -74,8 +74,8 @@ class SimulatedCodes:
         return (
             f"{self.codes.shape[0]:,} tokens of {self.documents[-1] + 1:,} documents: of the variance "
             f"{share['linear']} is linear, {share['pairwise']} in {len(self.pairs)} pairs, {share['higher']} in "
-            f"{len(self.triples)} triples and {share['noise']} noise; the dictionary leaves {share['error']} unexplained, "
-            f"{share['decoder_error']} because its decoder is off."
+            f"{len(self.triples)} triples and {share['noise']} noise; the dictionary leaves {share['error']} "
+            f"unexplained, {share['decoder_error']} because its decoder is off."
         )
 
 

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from neurollm.dictionaries import Dictionary
 
 SHORTEST = 1e-30
+FEWEST_STEPS = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class InteractionTraining:
     Parameters
     ----------
     learning_rate : float, default=1e-2
-    batch_size : int, default=2048
+    batch_size : int, default=1024
         Tokens per step.
     warmup, decay : float
         Fractions of the tokens over which the learning rate rises from 0 at the start, and falls to 0 at the end.
@@ -64,7 +65,7 @@ class InteractionTraining:
     """
 
     learning_rate: float = 1e-2
-    batch_size: int = 2048
+    batch_size: int = 1024
     warmup: float = 0.05
     decay: float = 0.5
     evaluations: int = 10
@@ -177,7 +178,7 @@ class Learner:
             weight.requires_grad_(False)
             weight.grad = gradient.to(weight.dtype)
         whole = self.expansion.embeddings
-        whole.grad = torch.sparse_coo_tensor(present[None], gradients[0], whole.shape, is_coalesced=True)
+        whole.grad = torch.sparse_coo_tensor(present[None], gradients[0], whole.shape, is_coalesced=True, check_invariants=False)
         for optimizer in (self.dense, self.sparse):
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
@@ -284,7 +285,7 @@ def train_nfm(
     top_n : int, optional
         Entries of a code that count. Default: all of the largest code.
     n_tokens : int, optional
-        Default: four times those to fit.
+        Default: four times those to fit, and at least `FEWEST_STEPS` batches.
     random_state : int, default=0
         Of the embeddings, the order of the tokens and the choice of validation documents.
     training : InteractionTraining, optional
@@ -312,7 +313,7 @@ def train_nfm(
     rows = coded(store, dictionary, verbose=verbose)
     options = (training or InteractionTraining()).resolve()
     fit, validation = split_documents(rows, options.validation, random_state)
-    n_tokens = n_tokens or 4 * fit.n_rows
+    n_tokens = n_tokens or default_tokens(fit, options)
     run = {
         "rows": rows.sha256,
         "rank": rank,
@@ -342,6 +343,11 @@ def train_nfm(
         nfm.save(folder)
         Checkpoint(folder, run).clear()
     return nfm
+
+
+def default_tokens(fit: CodedRows, training: InteractionTraining) -> int:
+    """Length of a training when none is given."""
+    return max(4 * fit.n_rows, FEWEST_STEPS * training.batch_size)
 
 
 def split_documents(rows: CodedRows, share: float, random_state: int) -> tuple[CodedRows, CodedRows]:

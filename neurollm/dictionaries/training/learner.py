@@ -54,6 +54,7 @@ class Learner(ABC):
     dictionary: ClassVar[type[SAE]]
     options: ClassVar[type[Training]] = Training
     bias: ClassVar[str] = "b_enc"  # what is added to z · W_enc to find the code
+    shared: ClassVar[tuple[str, ...]] = ("b_dec",)  # weights that have no row for each feature
     # Length of a resampled encoder direction, in mean lengths of the others. Bricken et al. (2023) take .2 with ReLU;
     # a feature so weak would pass no threshold and win no competition.
     resampled_norm: ClassVar[float] = 0.2
@@ -281,7 +282,7 @@ class Learner(ABC):
         for name, value in new.items():
             self.parameters[name][dead] = value
         for name, weight in self.parameters.items():
-            if name != "b_dec":
+            if name not in self.shared:
                 for moment in ("exp_avg", "exp_avg_sq"):
                     self.optimizers[name].state[weight][moment][dead] = 0
         self.silent[dead] = 0

@@ -191,22 +191,41 @@ def train_dictionaries(store: ActivationStore, plans: Sequence[Plan], *, order: 
     if len(set(folders)) < len(folders):
         raise InvalidInput("two of the dictionaries have the same out; give each a folder of its own")
     group = Group()
-    runs = [_Run(store, plan, order, group) for plan in plans]
+    return train_runs(store, [Run(store, plan, order, group) for plan in plans], verbose=verbose)
+
+
+def train_runs(store: ActivationStore, runs: Sequence[Run], *, verbose: int = 1) -> list[SAE]:
+    """Take runs of one order and group to their ends in one pass over the data.
+
+    Raises
+    ------
+    InvalidInput
+        If their batch sizes differ, the store contains NaN or infinite values, or a training diverges.
+    """
     sizes = {run.training.batch_size for run in runs}
     if len(sizes) > 1:
         raise InvalidInput(f"dictionaries trained in one pass share their batches; batch_size is {sorted(sizes)}")
     unfinished = [run for run in runs if run.result is None]
     if unfinished:
-        group.check(sizes.pop())
-        _Pass(store, unfinished, order, group).go(verbose)
+        unfinished[0].group.check(sizes.pop())
+        _Pass(store, unfinished).go(verbose)
     return [run.finish(store) for run in runs]
 
 
-class _Run:
-    """One dictionary on its way: learner, normalisation, counters, files."""
+class Run:
+    """One dictionary on its way: learner, normalisation, counters, files.
+
+    Parameters
+    ----------
+    store : ActivationStore
+    plan : Plan
+    order : int
+        Seed of the order of the data.
+    group : Group
+    """
 
     def __init__(self, store: ActivationStore, plan: Plan, order: int, group: Group) -> None:
-        self.plan, self.group = plan, group
+        self.plan, self.order, self.group = plan, order, group
         kind = LEARNERS[plan.architecture]
         self.training = (plan.training or kind.options()).resolve(store.d, plan.n_features, plan.n_tokens)
         origin = plan.init_from
@@ -223,6 +242,7 @@ class _Run:
             "training": {key: v for key, v in self.training.to_dict().items() if key not in NOT_PART_OF_RESULT},
             **({} if origin is None else {"init_from": origin.fingerprint}),
             **({"snapshots": list(plan.snapshots)} if plan.snapshots else {}),
+            **self._described(),
         }
         self.folder = None if plan.out is None else Path(plan.out)
         asked = plan.training or kind.options()
@@ -233,7 +253,7 @@ class _Run:
         self.checkpoint = None if self.folder is None else Checkpoint(self.folder, self.description)
         self.at: dict[str, Any] = {"tokens": 0, "step": 0, "history": []}
         self.norm = start.normalisation(store, self.training.normalisation)
-        self.learner = kind(store.d, plan.n_features, plan.k, self.training, plan.random_state, group)
+        self.learner = self._new_learner(store.d)
         self.saved = self._load()
         if not self.saved:
             bias = start.initial_bias(store, self.norm, self.training.bias_init)
@@ -244,6 +264,15 @@ class _Run:
                 start.continue_from(self.learner, origin, self.norm)
         self.norm = self.norm.to(self.training.device)
         self.fresh = not self.saved and origin is None
+
+    def _described(self) -> dict[str, Any]:
+        """What the result depends on beside the plan."""
+        return {}
+
+    def _new_learner(self, d: int) -> Learner:
+        plan = self.plan
+        kind = LEARNERS[plan.architecture]
+        return kind(d, plan.n_features, plan.k, self.training, plan.random_state, self.group)
 
     def _load(self) -> bool:
         if self.checkpoint is None:
@@ -349,18 +378,23 @@ class _Run:
                 "context": store.manifest.get("settings", {}).get("context"),
             }
             if self.folder is not None and self.group.rank == 0:
-                sae.save(self.folder)
+                self._write(sae)
                 self.checkpoint.clear()
             self.group.barrier()
             self.result = sae
         return self.result
 
+    def _write(self, sae: SAE) -> None:
+        """Save what was learned; the dictionary last, because with it the training counts as finished."""
+        sae.save(self.folder)
+
 
 class _Pass:
     """Batches of the store, given to every run that still needs them."""
 
-    def __init__(self, store: ActivationStore, runs: list[_Run], order: int, group: Group) -> None:
-        self.store, self.runs, self.order, self.group = store, runs, order, group
+    def __init__(self, store: ActivationStore, runs: list[Run]) -> None:
+        self.store, self.runs = store, runs
+        self.order, self.group = runs[0].order, runs[0].group
         for run in runs:
             run.describe_store(store)
 

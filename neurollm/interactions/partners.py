@@ -1,0 +1,453 @@
+"""Partners of a feature: what an interaction model says that two features do together.
+
+For features i and j, and the tokens on which both are among the `top_n` entries that count:
+
+    H_ij = ‖ E[ ŷ(s) − ŷ(s∖i) − ŷ(s∖j) + ŷ(s∖ij) ] ‖
+
+s∖i is the code without feature i; the code is cut to `top_n` entries first, so that no other entry moves up. What the
+linear component says cancels, and of B remains s_i s_j v_i∘v_j: with a linear read-out H_ij is
+E[s_i s_j] ‖(v_i∘v_j) A‖. For a read-out with a hidden layer the four codes go through it.
+
+B∖j = B − s_j v_j ∘ (S − s_j v_j) gives the code without j of every token and every j from one pass.
+
+H is a norm and therefore biased upwards. With D_t the vector of document t's summed differences and n_t its tokens,
+
+    U_ij = Σ_{t≠u} D_t · D_u / Σ_{t≠u} n_t n_u
+
+estimates H² without it, since different documents have independent errors. Documents are drawn anew for its interval,
+pairs of a document with itself left out; with about 30 documents, and for the strongest six of 30 candidates, the
+interval held the truth in 89 % of 360 simulated cases.
+
+Null: the embeddings are permuted over the features in use, which leaves co-activation, values and the set of embeddings
+as they are. The largest H over all candidates of each permutation gives family-wise p-values. A table of random
+embeddings names a strongest partner of every feature too; there these p-values are uniform. They compare with features
+in general: where a share f of all features has partners as strong, p is about f and not smaller.
+
+H says what the model does, learned or noise. Whether it is so in the data, documents that the model was not trained on
+can tell: with e = x − x̂ − ŷ and Δ the joint effect of i and j on a token,
+
+    gain = 1 − Σ ‖e‖² / Σ ‖e + Δ‖²
+
+over the tokens with both is the share of the error there that the joint effect takes away.
+
+References
+----------
+Rendle (2010), Factorization Machines, ICDM. Phipson, Smyth (2010), Permutation p-values should never be zero, SAGMB.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+
+from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.interactions.model import NFM, as_places, bi_interaction, readout
+from neurollm.interactions.rows import CodedRows, coded
+from neurollm.interactions.simulate import SimulatedCodes
+from neurollm.random import stream
+from neurollm.stats.document_bootstrap import DocumentBootstrap, Estimate
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from neurollm.activations import ActivationStore
+    from neurollm.dictionaries.base import Dictionary
+
+BATCH = 4096
+CHUNK_VALUES = 2**22  # numbers of one array of (token, partner) places
+
+
+@dataclass(frozen=True, eq=False)
+class PartnerTable:
+    """The strongest partners of one feature, strongest first.
+
+    Attributes
+    ----------
+    feature : int
+    partner : ndarray of int, shape (n,)
+    h : ndarray of float, shape (n,)
+        H, in raw activation units.
+    h_unbiased : ndarray of float, shape (n,)
+        Root of U with its sign: negative where documents contradict each other.
+    ci_low, ci_high : ndarray of float, shape (n,)
+        95 % interval of `h_unbiased`, over documents.
+    n_tokens, n_documents : ndarray of int, shape (n,)
+        On and in which both are active.
+    p, p_fwer : ndarray of float, shape (n,)
+        Of permuted embeddings: of this candidate, and of the largest of all candidates.
+    gain, gain_low, gain_high : ndarray of float, shape (n,)
+        Share of the error on tokens with both that their joint effect takes away, and its 95 % interval over documents.
+        On documents of the training it says nothing.
+    h_random : ndarray of float, shape (n,)
+        H in a model that has learned nothing.
+    ranks : ndarray of int, shape (n, number of other models)
+        Place of the partner among the candidates in each, 1 for the strongest.
+    null_max : ndarray of float, shape (n_perm,)
+        Largest H of each permutation.
+    n_candidates, n_significant : int
+        Features active together with it often enough, and how many of them have ``p_fwer <= alpha``.
+    error_rms : float
+        Root mean square of the norm of x − x̂.
+    top : int
+        Partners asked for, and the place up to which one counts as found again by another model.
+    alpha : float
+    """
+
+    feature: int
+    partner: np.ndarray
+    h: np.ndarray
+    h_unbiased: np.ndarray
+    ci_low: np.ndarray
+    ci_high: np.ndarray
+    n_tokens: np.ndarray
+    n_documents: np.ndarray
+    p: np.ndarray
+    p_fwer: np.ndarray
+    gain: np.ndarray
+    gain_low: np.ndarray
+    gain_high: np.ndarray
+    h_random: np.ndarray
+    ranks: np.ndarray
+    null_max: np.ndarray
+    n_candidates: int
+    n_significant: int
+    error_rms: float
+    top: int
+    alpha: float
+
+    @property
+    def replicated(self) -> np.ndarray:
+        """Share of the other models that have the partner among their strongest `top`; NaN without others."""
+        if not self.ranks.shape[1]:
+            return np.full(len(self.partner), np.nan)
+        return (self.ranks <= self.top).mean(1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row for each partner; ``h_relative`` is H in units of `error_rms`."""
+        import pandas as pd
+
+        columns = ("partner", "h", "h_unbiased", "ci_low", "ci_high", "n_tokens", "n_documents", "p", "p_fwer")
+        columns += ("gain", "gain_low", "gain_high", "h_random", "replicated")
+        frame = pd.DataFrame({name: getattr(self, name) for name in columns})
+        frame.insert(0, "feature", self.feature)
+        frame.insert(3, "h_relative", self.h / self.error_rms)
+        return frame
+
+    def verdict(self) -> str:
+        """One sentence."""
+        if not len(self.partner):
+            return f"Feature {self.feature} is active with no other feature often enough to look for partners."
+        found = ""
+        if self.ranks.shape[1]:
+            again = np.sum(self.ranks[0] <= self.top)
+            found = f"; {again} of {self.ranks.shape[1]} other models have it in their top {self.top}"
+        if not self.h[0]:
+            return f"In this model feature {self.feature} interacts with none of {self.n_candidates} candidates."
+        share = 100 * self.h[0] / self.error_rms
+        gain, low, high = (100 * limit[0] for limit in (self.gain, self.gain_low, self.gain_high))
+        return (
+            f"Of {self.n_candidates} candidates {self.n_significant} interact with feature {self.feature} at a "
+            f"family-wise {self.alpha:g} ({len(self.null_max)} permutations of the embeddings); the strongest is "
+            f"feature {self.partner[0]} with H {self.h[0]:.3g}, {share:.2g} % of the error's norm (without bias "
+            f"{self.h_unbiased[0]:.3g}, 95 % CI {self.ci_low[0]:.3g} to {self.ci_high[0]:.3g} over "
+            f"{self.n_documents[0]} documents, p = {self.p_fwer[0]:.3g}, {self.h_random[0]:.3g} in a random model), "
+            f"which takes {gain:.2g} % of the error away (95 % CI {low:.2g} to {high:.2g}){found}."
+        )
+
+
+def interaction_partners(
+    nfm: NFM,
+    store: ActivationStore | CodedRows | SimulatedCodes,
+    feature: int,
+    dictionary: Dictionary | None = None,
+    *,
+    top: int = 10,
+    min_coactive: int = 20,
+    max_tokens: int = 20_000,
+    n_perm: int = 199,
+    n_boot: int = 999,
+    others: Sequence[NFM] = (),
+    alpha: float = 0.05,
+    random_state: int = 0,
+) -> PartnerTable:
+    """Features that act together with one feature, in the eyes of an interaction model.
+
+    Parameters
+    ----------
+    nfm : NFM
+    store : ActivationStore, CodedRows or SimulatedCodes
+        Better of documents the model was not trained on. An ActivationStore needs its `dictionary`.
+    feature : int
+    dictionary : Dictionary, optional
+    top : int, default=10
+        Partners in the table.
+    min_coactive : int, default=20
+        Tokens on which a candidate must be active together with `feature`; and on which a feature must be active for
+        its embedding to take part in permutations.
+    max_tokens : int, default=20000
+        Tokens with `feature` to look at, drawn at random where there are more.
+    n_perm, n_boot : int
+        With a hidden layer every permutation costs as much as all of H.
+    others : sequence of NFM
+        Models of other training seeds, for replication.
+    alpha : float, default=0.05
+    random_state : int, default=0
+
+    Returns
+    -------
+    PartnerTable
+
+    Raises
+    ------
+    InvalidInput
+        If the feature does not exist or a number is out of range.
+    DataMismatch
+        If the models and the data do not belong together.
+
+    Examples
+    --------
+    >>> from neurollm.interactions.simulate import simulate_codes
+    >>> V = torch.full((40, 1), 0.01)
+    >>> V[:2] = 1
+    >>> nfm = NFM({"V": V, "A": torch.ones(1, 8)}, top_n=20)
+    >>> data = simulate_codes(2000, 40, 5, 8, pairs=1)
+    >>> int(interaction_partners(nfm, data, 0, n_perm=19).partner[0])
+    1
+    """
+    rows = store.rows if isinstance(store, SimulatedCodes) else coded(store, dictionary)
+    _check(nfm, rows, feature, others, (top, min_coactive, max_tokens, n_perm, n_boot))
+    nfm, *others = [model.to("cpu") for model in (nfm, *others)]
+    scan = _Scan(rows, nfm, feature, max_tokens, min_coactive, random_state)
+    places = _Places(scan)
+    h = places.norms(nfm)
+    order = np.argsort(-h, kind="stable")[:top]
+    null = _null(places, nfm, scan.in_use, n_perm, random_state)
+    null_max = null.max(1, initial=0.0) if len(h) else np.full(n_perm, np.nan)
+    p = (1 + (null >= h).sum(0)) / (n_perm + 1)
+    p_fwer = (1 + (null_max[:, None] >= h).sum(0)) / (n_perm + 1)
+    unbiased, low, high = _over_documents(places, nfm, order, n_boot, random_state)
+    gain = [_gain(places.only(one), nfm, n_boot, random_state) for one in order]
+    ranks = [1 + (other[None, :] > other[order, None]).sum(1) for other in (places.norms(model) for model in others)]
+    return PartnerTable(
+        feature=int(feature),
+        partner=places.candidates[order],
+        h=h[order],
+        h_unbiased=unbiased,
+        ci_low=low,
+        ci_high=high,
+        n_tokens=places.n_tokens[order],
+        n_documents=places.n_documents[order],
+        p=p[order],
+        p_fwer=p_fwer[order],
+        gain=np.array([one.value for one in gain]),
+        gain_low=np.array([one.low for one in gain]),
+        gain_high=np.array([one.high for one in gain]),
+        h_random=places.norms(NFM.random(nfm, random_state))[order],
+        ranks=np.stack(ranks, axis=1) if ranks else np.zeros((len(order), 0), np.int64),
+        null_max=null_max,
+        n_candidates=len(h),
+        n_significant=int((p_fwer <= alpha).sum()),
+        error_rms=scan.error_rms,
+        top=top,
+        alpha=alpha,
+    )
+
+
+class _Scan:
+    """The tokens on which a feature counts: the part of their codes that does, and what the model leaves of them."""
+
+    def __init__(
+        self, rows: CodedRows, nfm: NFM, feature: int, max_tokens: int, min_active: int, random_state: int
+    ) -> None:
+        found, seen, squared = [], 0, 0.0
+        active, wanted = np.zeros(rows.n_features, np.int64), max_tokens
+        for batch in rows.batches(BATCH, random_state, prefetch=False):
+            active += np.bincount(batch.code.indices, minlength=rows.n_features)
+            squared += float(batch.error.double().square().sum())
+            seen += len(batch.rows)
+            having = np.flatnonzero(batch.code[:, [feature]].toarray()[:, 0])
+            whole = batch.code[having]
+            code = nfm.truncate(whole)
+            kept = np.flatnonzero(code[:, [feature]].toarray()[:, 0])[:wanted]
+            left = batch.error[having[kept]] - nfm.predict(whole[kept])
+            found.append((batch.rows[having[kept]], code[kept], left))
+            wanted -= len(kept)
+            if not wanted:
+                break
+        number = np.concatenate([part[0] for part in found])
+        order = np.argsort(number)
+        self.feature, self.min_active = feature, min_active
+        self.code = sp.vstack([part[1] for part in found], format="csr")[order]
+        self.left = torch.cat([part[2] for part in found])[torch.from_numpy(order)]
+        self.documents = rows.documents[np.searchsorted(rows.rows, number[order])]
+        self.in_use = np.flatnonzero(active >= min_active)
+        self.error_rms = float(np.sqrt(squared / seen))
+
+
+class _Places:
+    """All (token, candidate) places: the candidate j is active together with the feature i on the token."""
+
+    def __init__(self, scan: _Scan) -> None:
+        code = scan.code
+        counts = np.bincount(code.indices, minlength=code.shape[1])
+        counts[scan.feature] = 0
+        self.code, self.feature, self.left = code, scan.feature, scan.left
+        self.candidates = np.flatnonzero(counts >= scan.min_active)
+        place = np.full(code.shape[1], -1)
+        place[self.candidates] = np.arange(len(self.candidates))
+        rows = np.repeat(np.arange(code.shape[0]), np.diff(code.indptr))
+        kept = place[code.indices] >= 0
+        self.token, self.candidate, self.value = rows[kept], place[code.indices[kept]], code.data[kept]
+        self.own = code[:, [scan.feature]].toarray()[:, 0]  # s_i
+        self.n_tokens = counts[self.candidates]
+        self.document_names, documents = np.unique(scan.documents, return_inverse=True)
+        self.document = documents[self.token]
+        self.n_documents = np.bincount(
+            np.unique(self.document * len(place) + self.candidate) % len(place), minlength=len(self.candidates)
+        )
+
+    def only(self, candidate: int) -> _Places:
+        """The places of one candidate."""
+        other, kept = copy.copy(self), self.candidate == candidate
+        tokens = self.token[kept]
+        other.candidates = self.candidates[[candidate]]
+        other.code, other.own, other.token = self.code[tokens], self.own[tokens], np.arange(len(tokens))
+        other.candidate, other.value = np.zeros(len(tokens), np.int64), self.value[kept]
+        other.document, other.left = self.document[kept], self.left[torch.from_numpy(tokens)]
+        return other
+
+    def norms(self, nfm: NFM) -> np.ndarray:
+        """H of every candidate."""
+        return np.linalg.norm(self.sums(nfm, self.candidate, self.n_tokens) @ _shape(nfm), axis=1)
+
+    def sums(self, nfm: NFM, group: np.ndarray, divisor: np.ndarray) -> np.ndarray:
+        """Sums of the joint effects over groups of places, divided; shape (groups, K or K + H), see `_shape`."""
+        # What is left of B needs no forward pass: s_i s_j v_i∘v_j, whatever else is active.
+        embeddings = nfm.weights["V"].double().numpy()
+        together = embeddings[self.candidates] * embeddings[self.feature]
+        products = self.own[self.token].astype(float) * self.value
+        shape = (len(divisor), len(self.candidates))
+        parts = [sp.csr_matrix((products, (group, self.candidate)), shape=shape) @ together]
+        if nfm.readout == "mlp":
+            hidden = np.zeros((len(divisor), nfm.weights["W1"].shape[1]))
+            for part, differences in self._hidden(nfm):
+                size = part.stop - part.start
+                sums = sp.csr_matrix((np.ones(size), (group[part], np.arange(size))), shape=(len(divisor), size))
+                hidden += sums @ differences.double().numpy()
+            parts.append(hidden)
+        return np.hstack(parts) / divisor[:, None]
+
+    def _hidden(self, nfm: NFM) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Joint effects in the hidden layer, for runs of places."""
+        weights = _hidden_readout(nfm)
+        embeddings = nfm.weights["V"]
+        size = max(1, CHUNK_VALUES // max(weights["W1"].shape))
+        edges = np.searchsorted(self.token, np.arange(0, self.code.shape[0] + 1))
+        start = 0
+        while start < self.code.shape[0]:
+            # As many whole tokens as fit, one at least.
+            stop = max(start + 1, int(np.searchsorted(edges, edges[start] + size, side="right")) - 1)
+            part = slice(int(edges[start]), int(edges[stop]))
+            total, pooled = bi_interaction(*as_places(self.code[start:stop]), embeddings)
+            token = torch.from_numpy(self.token[part] - start)
+            i = torch.from_numpy(self.own[start:stop])[:, None] * embeddings[self.feature]
+            j = torch.from_numpy(self.value[part])[:, None] * embeddings[self.candidates[self.candidate[part]]]
+            less_i = pooled - i * (total - i)
+            less_j = pooled[token] - j * (total[token] - j)
+            less_both = less_i[token] - j * (total[token] - i[token] - j)
+            whole = readout(pooled, weights) - readout(less_i, weights)
+            yield part, whole[token] - readout(less_j, weights) + readout(less_both, weights)
+            start = stop
+
+
+def _hidden_readout(nfm: NFM) -> dict[str, torch.Tensor]:
+    """Weights of a read-out that gives the hidden layer itself: means over tokens are taken there, not in d."""
+    width = nfm.weights["W1"].shape[1]
+    return {
+        "A": torch.zeros(nfm.rank, width),
+        "W1": nfm.weights["W1"],
+        "b1": nfm.weights["b1"],
+        "W2": torch.eye(width),
+    }
+
+
+def _shape(nfm: NFM) -> np.ndarray:
+    """R such that ‖v R‖ is the norm of v (A over W2): at most as many columns as v has entries."""
+    return np.linalg.qr(_outward(nfm).T, mode="r").T
+
+
+def _outward(nfm: NFM) -> np.ndarray:
+    """A over W2, shape (K or K + H, d)."""
+    return np.vstack([nfm.weights[name].double().numpy() for name in ("A", "W2") if name in nfm.weights])
+
+
+def _null(places: _Places, nfm: NFM, in_use: np.ndarray, n_perm: int, random_state: int) -> np.ndarray:
+    """H of every candidate with embeddings permuted over the features in use, shape (n_perm, candidates)."""
+    null = np.empty((n_perm, len(places.candidates)))
+    embeddings = nfm.weights["V"]
+    for index in range(n_perm if null.size else 0):
+        permuted = embeddings.clone()
+        permuted[in_use] = embeddings[stream(random_state, "partners.permutation", index).permutation(in_use)]
+        null[index] = places.norms(NFM({**nfm.weights, "V": permuted}, nfm.top_n))
+    return null
+
+
+def _over_documents(
+    places: _Places, nfm: NFM, chosen: np.ndarray, n_boot: int, random_state: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Signed root of U of some candidates, and the limits of its 95 % interval."""
+    n_documents = len(places.document_names)
+    draw = stream(random_state, "partners.bootstrap")
+    weights = draw.multinomial(n_documents, np.full(n_documents, 1 / n_documents), size=n_boot).astype(np.float32)
+    weights = np.vstack([np.ones(n_documents, np.float32), weights])
+    shape = _shape(nfm)
+    figures = np.full((3, len(chosen)), np.nan)
+    for place, candidate in enumerate(chosen):
+        one = places.only(candidate)
+        documents, group, counts = np.unique(one.document, return_inverse=True, return_counts=True)
+        sums = one.sums(nfm, group, np.ones(len(documents))) @ shape
+        some = weights[:, documents].astype(float)
+        tokens = np.square(some @ counts) - np.square(some) @ np.square(counts)
+        products = np.square(some @ sums).sum(1) - np.square(some) @ np.square(sums).sum(1)
+        with np.errstate(invalid="ignore", divide="ignore"):  # one document has no pairs
+            u = np.where(tokens > 0, products / tokens, np.nan)
+        roots = np.sign(u) * np.sqrt(np.abs(u))
+        figures[0, place] = roots[0]
+        if np.isfinite(roots[1:]).mean() > 0.95:
+            figures[1:, place] = np.nanquantile(roots[1:], [0.025, 0.975])
+    return tuple(figures)
+
+
+def _gain(one: _Places, nfm: NFM, n_boot: int, random_state: int) -> Estimate:
+    """Share of the error on the tokens of one candidate that the joint effect takes away."""
+    tokens = len(one.token)
+    joint = one.sums(nfm, np.arange(tokens), np.ones(tokens)) @ _outward(nfm)
+    left = one.left.double().numpy()
+    without = np.square(left + joint).sum(1)
+    taken = without - np.square(left).sum(1)
+    documents, index = np.unique(one.document, return_inverse=True)
+    sums = [np.bincount(index, values) for values in (taken, without)]
+    return DocumentBootstrap(len(documents), n_boot, random_state).estimate([sums[0]], [sums[1]])
+
+
+def _check(nfm: NFM, rows: CodedRows, feature: int, others: Sequence[NFM], numbers: tuple[int, ...]) -> None:
+    if not 0 <= feature < nfm.n_features:
+        raise InvalidInput(f"feature is {feature}; {nfm} has features 0 to {nfm.n_features - 1}")
+    if min(numbers) < 1:
+        raise InvalidInput(
+            f"top, min_coactive, max_tokens, n_perm and n_boot are {', '.join(map(str, numbers))}; expected 1 or more"
+        )
+    for model in (nfm, *others):
+        if rows.dictionary is not None:
+            model.check(rows.dictionary)
+        if (model.n_features, model.d, model.top_n) != (rows.n_features, rows.d, nfm.top_n):
+            raise DataMismatch(
+                f"{model} with {model.d} dimensions does not belong to {nfm} and codes of {rows.n_features} "
+                f"features and {rows.d} dimensions"
+            )
