@@ -82,7 +82,7 @@ def new(name: Annotated[Path, typer.Argument(help="Folder to create.")]) -> None
 
 @app.command()
 def check(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")]) -> None:
-    """Validate a study or method grid without computing it: cells, contrasts, shufflings, power, stimulus audit."""
+    """Validate a study, method grid or factorial study without computing it: cells, contrasts, shufflings, power, stimulus audit."""
     from neurollm.pipelines import check_pipeline
 
     typer.echo(check_pipeline(pipeline))
@@ -94,7 +94,7 @@ def run(
     n_jobs: Annotated[int, typer.Option(help="Processes of a method grid or of decoding; -1: one per core.")] = 1,
     verbose: Verbosity = 1,
 ) -> None:
-    """Run a study or method grid, or what of it is not up to date."""
+    """Run a study, method grid or factorial study, or what of it is not up to date."""
     from neurollm.pipelines import run_pipeline
 
     result = run_pipeline(pipeline, verbose=verbose, n_jobs=n_jobs)
@@ -107,7 +107,7 @@ def run(
 
 @app.command()
 def report(
-    folder: Annotated[Path, typer.Argument(help="Results of a study or method grid; dictionaries, or a sweep.")],
+    folder: Annotated[Path, typer.Argument(help="Results of a study of any kind; dictionaries, or a sweep.")],
     top: Annotated[
         int | None, typer.Option(min=1, max=500, help="Features in the table of each contrast; default: as in the run.")
     ] = None,
@@ -115,11 +115,13 @@ def report(
     """Build report.html again from saved results alone."""
     from neurollm.pipelines import read_pipeline
     from neurollm.reporting import build_dictionary_report, build_report, holds_dictionaries
+    from neurollm.reporting.factorial import build_factorial_report, holds_factorial
     from neurollm.reporting.grid import build_grid_report, holds_grid
 
     others = (
         (holds_dictionaries, "dictionaries", build_dictionary_report),
         (holds_grid, "a method grid", build_grid_report),
+        (holds_factorial, "a factorial study", build_factorial_report),
     )
     for holds, what, build in others:
         if holds(folder):

@@ -10,7 +10,8 @@ so it stands beside two nulls on held-out documents, each a dictionary trained i
                every dimension, and no structure between dimensions
     random     on the B of an interaction model that has learned nothing: the structure that codes have of themselves
 
-FVU = Σ ‖B − B̂‖² / Σ ‖B − mean‖², the mean being that of the held-out tokens.
+FVU = Σ ‖B − B̂‖² / Σ ‖B − mean‖², the mean being that of the held-out tokens. Shuffling mixes the documents of a batch:
+the interval of the shuffled FVU by itself treats rows as belonging to the document whose place they took.
 """
 
 from __future__ import annotations

@@ -178,7 +178,9 @@ class Learner:
             weight.requires_grad_(False)
             weight.grad = gradient.to(weight.dtype)
         whole = self.expansion.embeddings
-        whole.grad = torch.sparse_coo_tensor(present[None], gradients[0], whole.shape, is_coalesced=True, check_invariants=False)
+        whole.grad = torch.sparse_coo_tensor(
+            present[None], gradients[0], whole.shape, is_coalesced=True, check_invariants=False
+        )
         for optimizer in (self.dense, self.sparse):
             optimizer.param_groups[0]["lr"] = rate
             optimizer.step()
