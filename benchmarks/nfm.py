@@ -10,8 +10,9 @@ All in one run, on the same tokens in batches of one size:
   are not kept;
 * reader, codes kept: activations and codes from disk, aligned, and the dictionary's error;
 * training: `neurollm.interactions` from the latter reader, and from memory as the ladder does;
+* whole model: `train_nfm` from the first pass to the solved read-out, in tokens of its training;
 * dense: the NFM as one writes it in PyTorch, S = s·V and Q = s²·V² with dense codes and Adam on all weights, from the
-  same batches; without the time to make codes dense, and with it.
+  same batches; without the time to make codes dense, and with it; the whole model with its linear part s·W + b.
 
 The model is B·A of rank K on the dictionary's error, float32 unless --precision says otherwise. Losses after the same
 tokens are printed, so that it is seen that both learn the same.
@@ -30,7 +31,7 @@ import numpy as np
 import torch
 
 from neurollm.dictionaries.kernels import threads
-from neurollm.interactions import CodedRows, InteractionTraining, simulate_codes
+from neurollm.interactions import CodedRows, InteractionTraining, simulate_codes, train_nfm
 from neurollm.interactions.expansions import EMBEDDING_SCALE, Expansion
 from neurollm.interactions.rows import CodedBatch
 from neurollm.interactions.training import Learner, code_length, largest_code
@@ -75,16 +76,20 @@ def epochs(rows: CodedRows, batch_size: int) -> Iterable[CodedBatch]:
 class Dense:
     """The NFM of a textbook."""
 
-    def __init__(self, like: Expansion, d: int, scale: float, rate: float) -> None:
+    def __init__(self, like: Expansion, d: int, scale: float, rate: float, whole: bool = False) -> None:
         self.V = like.embeddings.clone().requires_grad_()
         self.A = torch.zeros(like.n_columns, d, requires_grad=True)
-        self.adam = torch.optim.Adam([self.V, self.A], lr=rate)
+        self.linear = [torch.zeros(like.n_features, d, requires_grad=True), torch.zeros(d, requires_grad=True)] * whole
+        self.adam = torch.optim.Adam([self.V, self.A, *self.linear], lr=rate)
         self.length, self.scale = like.code_length, scale
 
     def step(self, code: torch.Tensor, error: torch.Tensor) -> float:
         s = code / self.length
         total, squares = s @ self.V, s.square() @ self.V.square()
-        loss = ((0.5 * (total.square() - squares)) @ self.A - error / self.scale).square().mean()
+        predicted = (0.5 * (total.square() - squares)) @ self.A
+        if self.linear:
+            predicted = predicted + s @ self.linear[0] + self.linear[1]
+        loss = (predicted - error / self.scale).square().mean()
         self.adam.zero_grad()
         loss.backward()
         self.adam.step()
@@ -104,10 +109,18 @@ def train(rows: CodedRows, args: argparse.Namespace) -> float:
         return timed(epochs(rows, args.batch_size), lambda batch: one.step(batch, 10**12), args.tokens)
 
 
-def dense(rows: CodedRows, args: argparse.Namespace) -> tuple[float, float]:
+def train_whole(rows: CodedRows, args: argparse.Namespace) -> float:
+    """Tokens of the training over the time of everything."""
+    training = InteractionTraining(batch_size=args.batch_size, precision=args.precision)
+    start = time.perf_counter()
+    nfm = train_nfm(rows, rank=args.rank, training=training, verbose=0)
+    return nfm.provenance["tokens"] / (time.perf_counter() - start)
+
+
+def dense(rows: CodedRows, args: argparse.Namespace, whole: bool = False) -> tuple[float, float]:
     """Tokens a second without and with making the codes dense."""
     like = learner(rows, args)
-    peer = Dense(like.expansion, rows.d, like.scale, like.training.learning_rate)
+    peer = Dense(like.expansion, rows.d, like.scale, like.training.learning_rate, whole)
     spent, tokens = np.zeros(2), 0
     for index, batch in enumerate(epochs(rows, args.batch_size)):
         begin = time.perf_counter()
@@ -162,7 +175,9 @@ def main() -> None:
         held = rows.with_errors(lambda batch: batch.error)
         speeds["reader, held in memory"] = timed(epochs(held, args.batch_size), lambda batch: None, args.tokens)
         speeds["training from memory"] = train(held, args)
+        speeds["training of the whole model"] = train_whole(rows, args)
         speeds["dense, its steps alone"], speeds["dense, with making codes dense"] = dense(held, args)
+        speeds["dense, whole model"], speeds["dense, whole, with making codes"] = dense(held, args, whole=True)
         for label, speed in speeds.items():
             print(f"{label:32s} {speed:12,.0f} tokens/s")
         training = speeds["training from that reader"]
@@ -171,6 +186,8 @@ def main() -> None:
                 print(f"{reader} / training: {speeds[reader] / training:.2f} (asked: at most 1.5)")
         for peer in ("dense, its steps alone", "dense, with making codes dense"):
             print(f"training / {peer}: {training / speeds[peer]:.1f} (asked: at least 10)")
+        ratio = speeds["training of the whole model"] / speeds["dense, whole model"]
+        print(f"training / dense, of whole models: {ratio:.1f}")
         print("squared error after 20 steps, ours and dense: {:.5f} and {:.5f}".format(*same_losses(held, args)))
         print(f"(embeddings begin with SD {EMBEDDING_SCALE})")
 
