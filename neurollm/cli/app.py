@@ -82,7 +82,7 @@ def new(name: Annotated[Path, typer.Argument(help="Folder to create.")]) -> None
 
 @app.command()
 def check(pipeline: Annotated[Path, typer.Argument(help="Pipeline file.")]) -> None:
-    """Validate a study, method grid or factorial study without computing it: cells, contrasts, shufflings, power, stimulus audit."""
+    """Validate a study of any kind without computing it: cells, contrasts, shufflings, power, stimulus audit."""
     from neurollm.pipelines import check_pipeline
 
     typer.echo(check_pipeline(pipeline))
@@ -94,7 +94,7 @@ def run(
     n_jobs: Annotated[int, typer.Option(help="Processes of a method grid or of decoding; -1: one per core.")] = 1,
     verbose: Verbosity = 1,
 ) -> None:
-    """Run a study, method grid or factorial study, or what of it is not up to date."""
+    """Run a study of any kind, or what of it is not up to date."""
     from neurollm.pipelines import run_pipeline
 
     result = run_pipeline(pipeline, verbose=verbose, n_jobs=n_jobs)
@@ -115,7 +115,8 @@ def report(
     """Build report.html again from saved results alone."""
     from neurollm.pipelines import read_pipeline
     from neurollm.reporting import build_dictionary_report, build_report, holds_dictionaries
-    from neurollm.reporting.factorial import build_factorial_report, holds_factorial
+    from neurollm.reporting.factorial import build_factorial_report
+    from neurollm.reporting.factorial_results import holds_factorial
     from neurollm.reporting.grid import build_grid_report, holds_grid
 
     others = (

@@ -1,6 +1,7 @@
 """Pipeline, training and sweep files: their schema, and running them."""
 
 from neurollm.pipelines.check import check_pipeline
+from neurollm.pipelines.factorial_schema import FactorialFile
 from neurollm.pipelines.grid_schema import MethodGrid
 from neurollm.pipelines.overview import list_studies
 from neurollm.pipelines.project import Project, new_project
@@ -9,6 +10,7 @@ from neurollm.pipelines.schema import Pipeline, SweepFile, TrainingFile, read_pi
 from neurollm.pipelines.training import run_sweep, run_training
 
 __all__ = [
+    "FactorialFile",
     "MethodGrid",
     "Pipeline",
     "Project",

@@ -9,8 +9,9 @@ import numpy as np
 
 from neurollm.errors import InvalidInput
 from neurollm.pipelines.contexts import read_corpora
+from neurollm.pipelines.factorial import FactorialRun
 from neurollm.pipelines.grid import GridStudy
-from neurollm.pipelines.grid_schema import is_grid
+from neurollm.pipelines.opening import open_study
 from neurollm.pipelines.study import Study
 from neurollm.validation import listed, several
 
@@ -23,7 +24,7 @@ MOST_CELLS = 12
 
 
 def check_pipeline(path: str | os.PathLike) -> str:
-    """Read every input of a study or method grid and say what a run would test.
+    """Read every input of a study, method grid or factorial study and say what a run would test.
 
     Nothing is written, and the model runs on one sentence only (the probe of its site);
     the stimuli are tokenised to see that they fit and that the token window catches something.
@@ -36,17 +37,20 @@ def check_pipeline(path: str | os.PathLike) -> str:
     Returns
     -------
     str
-        Cells, shufflings, smallest detectable effect, and the stimulus audit; of a grid its concepts and contrasts.
+        Cells, shufflings, smallest detectable effect, and the stimulus audit; of a grid its concepts and contrasts;
+        of a factorial study the items of either part.
 
     Raises
     ------
     InvalidInput, DataMismatch
         As a run would.
     """
-    if is_grid(path):
-        return _check_grid(GridStudy.read(path))
-    study = Study.read(path)
+    study = open_study(path)
     study.refuse_other_study()
+    if isinstance(study, GridStudy):
+        return _check_grid(study)
+    if isinstance(study, FactorialRun):
+        return _check_factorial(study)
     obs, plans = study.obs, study.plans()
     _check_tokens(study)
     if study.pipeline.analyses.contexts is not None:
@@ -113,7 +117,6 @@ def _check_grid(study: GridStudy) -> str:
     from neurollm.decoding.grid_contrasts import PREREGISTERED
     from neurollm.masking import trial_table
 
-    study.refuse_other_study()
     part, plan = study.pipeline, study.plan
     lines = [
         f"method grid {part.name}: {len(part.representations)} representations × {len(part.selectors)} selectors × "
@@ -135,6 +138,31 @@ def _check_grid(study: GridStudy) -> str:
         state = f"not computed without {listed(missing)}" if missing else "ready"
         lines.append(f"contrast {contrast.name}: {state}")
     return "\n".join(lines)
+
+
+def _check_factorial(study: FactorialRun) -> str:
+    """Cells, what is exchanged, the items of discovery and test, the interaction model, and what stands beside it."""
+    part, planned = study.pipeline, study.check_inputs()
+    _check_tokens(study)
+    model = part.interactions
+    if model.path is not None:
+        trained = f"{study.nfm} of {model.path}"
+    else:
+        trained = f"rank {model.rank}, read-out {model.readout}, to be trained on {len(study.corpus):,} documents"
+    beside = [name.replace("_", " ") for name in part.controls]
+    drawn = {"random_nfm": part.factorial.n_random, "shuffled_labels": part.factorial.n_shuffled}
+    for name, n in drawn.items():
+        if name in part.controls:
+            beside[part.controls.index(name)] += f" ({n} draw{'' if n == 1 else 's'})"
+    lines = [
+        f"factorial study {part.name}: {len(study.obs)} stimuli ({_cells(study)})",
+        *(f"{effect}: {sentence}" for effect, sentence in planned.exchange.items()),
+        f"items: {planned.n_items_discovery} of discovery, {planned.n_items_test} of the test",
+        *planned.warnings,
+        f"interaction model: {trained}",
+        f"controls: {', '.join(beside) or 'none'}",
+    ]
+    return "\n".join([*lines, "", str(study.audit())])
 
 
 def _sensitivity(study: Study, contrast: Contrast, plan: ContrastPlan) -> str:

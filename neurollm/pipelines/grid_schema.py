@@ -10,9 +10,8 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
-from neurollm.errors import InvalidInput
 from neurollm.pipelines.schema import DictionaryPart, FeaturesPart, ModelPart, Part, SelectorName, folder_name, once
-from neurollm.validation import read_yaml, shown, validate
+from neurollm.validation import read_yaml, validate
 
 Representation = Literal[
     "sae", "raw_units", "pca", "token_embeddings", "random_network", "random_directions", "random_sae"
@@ -127,19 +126,3 @@ def read_grid(path: str | os.PathLike) -> MethodGrid:
         As `read_pipeline`.
     """
     return validate(MethodGrid, read_yaml(path), path)
-
-
-def is_grid(path: str | os.PathLike) -> bool:
-    """Whether a pipeline file is that of a method grid: it has ``type: method_grid``, and studies have no type.
-
-    Raises
-    ------
-    InvalidInput
-        The file is no YAML mapping, or has a type that is unknown.
-    """
-    found = read_yaml(path).get("type")
-    if found not in (None, "method_grid"):
-        raise InvalidInput(
-            f"{path}: field 'type' is {shown(found)}; it must be 'method_grid', or left out for a study."
-        )
-    return found is not None

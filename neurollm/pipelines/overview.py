@@ -8,8 +8,9 @@ from pathlib import Path
 
 from neurollm.errors import InvalidInput, NeurollmError
 from neurollm.files import sha256_file
+from neurollm.pipelines.factorial import FactorialRun
 from neurollm.pipelines.grid import GridStudy
-from neurollm.pipelines.grid_schema import is_grid
+from neurollm.pipelines.opening import open_study
 from neurollm.pipelines.study import Study
 
 
@@ -42,16 +43,19 @@ def list_studies(folder: str | os.PathLike = ".") -> str:
 
 def _entry(file: Path, root: Path) -> str:
     from neurollm.reporting import verdicts
+    from neurollm.reporting.factorial_results import factorial_verdict
     from neurollm.reporting.grid import grid_verdict
 
     title = str(file.relative_to(root))
     try:
-        grid = is_grid(file)
-        study = (GridStudy if grid else Study).read(file)
+        study = open_study(file)
         study.refuse_other_study()
         if not (study.folder / "report.html").is_file():
             return f"{title}\n    not run yet"
-        told = [grid_verdict(study.folder)] if grid else verdicts(study.folder)
+        if isinstance(study, FactorialRun):
+            told = factorial_verdict(study.folder)
+        else:
+            told = [grid_verdict(study.folder)] if isinstance(study, GridStudy) else verdicts(study.folder)
         lines = [*told, f"report: {study.project.relative(study.folder / 'report.html')}"]
     except NeurollmError as error:
         return f"{title}\n    not valid: {error}"

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from neurollm.files import write_json
+from neurollm.pipelines.factorial import FactorialRun, run_factorial
 from neurollm.pipelines.grid import GridStudy, run_steps
-from neurollm.pipelines.grid_schema import is_grid
+from neurollm.pipelines.opening import open_study
 from neurollm.pipelines.steps import StepCache
 from neurollm.pipelines.study import Study
 
@@ -40,7 +41,7 @@ class StudyRun:
 
 
 def run_pipeline(path: str | os.PathLike, *, verbose: int = 1, n_jobs: int = 1) -> StudyRun:
-    """Run a study or a method grid, or the part of it that is not up to date.
+    """Run a study, a method grid or a factorial study, or the part of it that is not up to date.
 
     Every step is skipped when neither its inputs nor its results have changed, so an
     interrupted run goes on where it was, and a second run does nothing.
@@ -64,16 +65,20 @@ def run_pipeline(path: str | os.PathLike, *, verbose: int = 1, n_jobs: int = 1) 
         One sentence; nothing that was finished is lost.
     """
     from neurollm.reporting import verdicts
+    from neurollm.reporting.factorial_results import factorial_verdict
     from neurollm.reporting.grid import grid_verdict
 
     started = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    study = (GridStudy if is_grid(path) else Study).read(path, verbose)
+    study = open_study(path, verbose)
     study.n_jobs = n_jobs
     study.refuse_other_study()
     with StepCache.open(study.folder) as cache:
         if isinstance(study, GridStudy):
             run_steps(study, cache, n_jobs)
             told = [grid_verdict(study.folder)]
+        elif isinstance(study, FactorialRun):
+            run_factorial(study, cache)
+            told = factorial_verdict(study.folder)
         else:
             _run_steps(study, cache)
             told = verdicts(study.folder)

@@ -15,7 +15,7 @@ from neurollm.files import exclusive, sha256_file, sha256_json, write_json, writ
 
 logger = logging.getLogger("neurollm")
 
-_RESULTS = ("glm/*", "rsa/*", "scores/*", "*.json", "*.parquet")
+_RESULTS = ("glm/*", "rsa/*", "scores/*", "factorial/*/*", "*.json", "*.parquet")
 """Where steps write: of these files, those that no step has written go."""
 _NOT_FOR_USERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ResourceWarning, ImportWarning)
 

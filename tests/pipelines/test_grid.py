@@ -178,7 +178,7 @@ def test_check_list_and_report_know_grids(grid):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"type": "methods"}, "field 'type' is 'methods'; it must be 'method_grid', or left out for a study"),
+        ({"type": "methods"}, "field 'type' is 'methods'; it must be 'method_grid' or 'factorial_study', or left out"),
         ({"selectors": ["welch"]}, "field 'selectors.0' is 'welch'; it must be"),
         ({"k": [0]}, "field 'k.0' is 0; it should be greater than or equal to 1"),
         ({"k": [1, 1]}, "1 is given more than once"),
