@@ -15,7 +15,7 @@ import scipy.sparse as sp
 import torch
 
 from neurollm.dictionaries.kernels import SparseCode
-from neurollm.interactions.model import as_places, bags, bi_interaction, truncate
+from neurollm.interactions.model import as_places, bags, bi_interaction, hidden_layer, truncate
 from neurollm.random import stream
 
 KINDS = ("pairs", "pairs_mlp", "code_mlp")
@@ -99,6 +99,4 @@ class Expansion:
         pooled = bi_interaction(places, values, embeddings)[1]
         if self.kind == "pairs":
             return pooled
-        b1 = self.weights["b1"]
-        hidden = torch.relu(torch.addmm(b1, pooled, self.weights["W1"])) - torch.relu(b1)
-        return torch.cat([pooled, hidden], dim=1)
+        return torch.cat([pooled, hidden_layer(pooled, self.weights["W1"], self.weights["b1"])], dim=1)

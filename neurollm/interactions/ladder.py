@@ -8,7 +8,7 @@ documents, with penalties and the moment to stop chosen on others, and judged on
     M2   ŷ = s·W + b                             over M1: a decoder refit (ridge)
     M3   ŷ = s·W + b + B·A                       over M2: pairs of features
     M4   ŷ = s·W + b + B·A + MLP(B)              over M3: a non-linear read-out of pairs
-    M5   ŷ = s·W + b + MLP(s)                    over M2: any function, as many weights as M4
+    M5   ŷ = s·W + b + MLP(s)                    over M2: any order, and non-linear main effects; as many weights as M4
 
 B is that of `neurollm.interactions.model`. In M3 to M5 the refit is solved together with the
 read-outs (`neurollm.interactions.refit`), so that ΔR² of M3 is what pairs explain and no linear map of the code does.
@@ -19,6 +19,8 @@ before. Controls, trained like the real thing on as many tokens:
     shuffled       the codes of other documents at the same positions: a gain is the training's optimism
     gaussian       errors drawn as M2 + Gaussian noise of the covariance that M2 leaves: truth is zero
     frozen         M3 with the embeddings that training begins with: random pairs, read out optimally
+    additive       M2 and M3 with curves of single features, [s_i ≠ 0] and s_i², beside each s_i: pairs of features
+                   that are active together can stand in for such curves, which a linear decoder lacks
     residual_sae   a TopK SAE that *sees* the error it reconstructs (no null, an upper reference), with
                    as many features as the dictionary; with as many weights as M4; and untrained
 
@@ -40,7 +42,7 @@ import numpy as np
 import torch
 
 from neurollm.dictionaries.training.checkpoints import Checkpoint, refuse_other_run
-from neurollm.errors import InvalidInput
+from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import atomic_path, write_json
 from neurollm.interactions.expansions import Expansion
 from neurollm.interactions.ladder_result import CONTROLS, OVER, STEPS, LadderResult, SeedErrors, read_record
@@ -49,6 +51,7 @@ from neurollm.interactions.rows import CodedBatch, CodedRows, coded
 from neurollm.interactions.training import (
     InteractionTraining,
     Learner,
+    check_counts,
     code_length,
     default_tokens,
     largest_code,
@@ -96,7 +99,7 @@ def residual_ladder(
         A step brings the ones it is compared with.
     seeds : int, default=5
         At least 2.
-    controls : sequence of {"shuffled", "gaussian", "frozen", "residual_sae"}
+    controls : sequence of {"shuffled", "gaussian", "frozen", "additive", "residual_sae"}
     held_out : ActivationStore or CodedRows, optional
         Documents to judge all seeds on. Default: each seed holds out a fold of the documents.
     rank : int, default=64
@@ -132,13 +135,13 @@ def residual_ladder(
     ['M0', 'M1', 'M2']
     """
     steps = _wanted(steps)
-    _check(controls, seeds, rank, n_tokens)
+    _check(controls, seeds, n_boot)
+    check_counts(rank=rank, n_tokens=n_tokens)
+    check_counts(2, top_n=top_n)
     rows = coded(store, dictionary, verbose=verbose)
-    held = None if held_out is None else coded(held_out, dictionary, verbose=verbose)
-    if held is not None and held.sha256 == rows.sha256:
-        raise InvalidInput("held_out holds the very texts of the store; harvest texts that the fit does not see")
+    held = None if held_out is None else _held_out(held_out, rows, verbose)
     options = (training or InteractionTraining()).resolve()
-    folds = _folds(rows, seeds, random_state)
+    folds = _folds(rows, seeds, random_state) if held is None else None
     top_n = top_n or largest_code(rows)
     run = {
         "rows": rows.sha256,
@@ -155,11 +158,9 @@ def residual_ladder(
     found, notes = [], []
     with Progress("ladder", seeds * len(names), "models", verbose) as progress:
         for seed in range(seeds):
-            inside = folds != seed if held is None else np.ones(rows.n_rows, bool)
-            test = rows.subset(folds == seed) if held is None else held
-            rung = _Seed(
-                rows.subset(inside), test, seed, run, options, None if folder is None else folder / f"seed-{seed}"
-            )
+            inside = rows if held is not None else rows.subset(folds != seed)
+            test = held if held is not None else rows.subset(folds == seed)
+            rung = _Seed(inside, test, seed, run, options, None if folder is None else folder / f"seed-{seed}")
             found.append(rung.errors(names, progress))
             notes += rung.notes
     return LadderResult(
@@ -183,15 +184,28 @@ def _wanted(steps: Sequence[str]) -> tuple[str, ...]:
     return tuple(step for step in STEPS if step in wanted)
 
 
-def _check(controls: Sequence[str], seeds: int, rank: int, n_tokens: int | None) -> None:
+def _check(controls: Sequence[str], seeds: int, n_boot: int) -> None:
     unknown = [control for control in controls if control not in CONTROLS]
     if unknown or isinstance(controls, str):
         raise InvalidInput(f"controls: found {controls!r}; use some of {', '.join(CONTROLS)}")
     if seeds < 2:
         raise InvalidInput(f"seeds is {seeds}; a ladder needs at least 2, and 5 or more for an interval worth having")
-    for name, value in (("rank", rank), ("n_tokens", n_tokens)):
-        if value is not None and not value >= 1:
-            raise InvalidInput(f"{name} must be a whole number of at least 1, got {value!r}")
+    if n_boot < 100:
+        raise InvalidInput(f"n_boot is {n_boot}; an interval needs at least 100 draws")
+
+
+def _held_out(store: ActivationStore | CodedRows, rows: CodedRows, verbose: int) -> CodedRows:
+    """The rows to judge on, of the same dictionary and of other documents than `rows`."""
+    held = coded(store, None if isinstance(store, CodedRows) else rows.dictionary, verbose=verbose)
+    known = [one.dictionary.fingerprint for one in (rows, held) if one.dictionary is not None]
+    if (held.d, held.n_features) != (rows.d, rows.n_features) or len(set(known)) > 1:
+        raise DataMismatch(
+            f"held_out has codes of {held.n_features} features and width {held.d} of {held.dictionary or 'arrays'}, "
+            f"the store {rows.n_features} and {rows.d} of {rows.dictionary or 'arrays'}; give rows of one dictionary"
+        )
+    if held.shares_documents(rows):
+        raise InvalidInput("held_out holds the very texts of the store; harvest texts that the fit does not see")
+    return held
 
 
 def _folds(rows: CodedRows, seeds: int, random_state: int) -> np.ndarray:
@@ -229,6 +243,8 @@ def _names(steps: Sequence[str], controls: Sequence[str]) -> list[str]:
         names += [f"{step} gaussian" for step in ("M2", *learned)]
     if "frozen" in controls and "M3" in steps:
         names.append("M3 frozen")
+    if "additive" in controls and "M3" in steps:
+        names += ["M2 additive", "M3 additive"]
     if "residual_sae" in controls:
         names += ["residual SAE", "residual SAE, weights of M4", "residual SAE, untrained"]
     return names
@@ -279,7 +295,10 @@ class _Seed:
             return make()
         file = self.folder / f"{name.replace(', ', '-').replace(' ', '-')}.npy"
         if file.is_file():
-            return np.load(file, allow_pickle=False)
+            try:
+                return np.load(file, allow_pickle=False)
+            except (ValueError, OSError, EOFError) as error:
+                raise DataMismatch(f"{file}: is damaged ({error}); delete it and run again") from None
         found = make()
         if found is not None:
             with atomic_path(file) as partial, open(partial, "wb") as handle:
@@ -326,7 +345,14 @@ class _Seed:
             return self._once("shuffled", lambda: tuple(part.shuffled(self.state) for part in real))
         if control == "gaussian":
             return self._once("gaussian", lambda: tuple(self._gaussian(part, i) for i, part in enumerate(real)))
+        if control == "additive":
+            return self._once("additive", lambda: tuple(part.widened(self._unit()) for part in real))
         return real
+
+    def _unit(self) -> float:
+        """Root mean square of the entries of a code."""
+        entries = sum(batch.code.nnz for batch in self.fit.in_order())
+        return code_length(self.fit) * np.sqrt(self.fit.n_rows / entries)
 
     def _gaussian(self, rows: CodedRows, part: int) -> CodedRows:
         """Errors that are M2 and Gaussian noise of the covariance that M2 leaves."""
@@ -349,13 +375,14 @@ class _Seed:
         return (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
 
     def _refit(self, control: str) -> Refit:
-        """The ridge regression under a control; shuffled expansions stand beside the real code."""
+        """The ridge regression under a control; shuffled and frozen expansions stand beside the real code."""
+        control = control if control in ("gaussian", "additive") else ""
         fit, validation, _ = self._parts(control)
         return self._once(f"refit {control}", lambda: Refit(fit, validation))
 
     def _step(self, step: str, control: str) -> tuple[Predict, int]:
         """Prediction of a step, and its number of weights."""
-        d, F = self.fit.d, self.fit.n_features
+        d, F = self.fit.d, self._parts(control)[0].n_features
         if step == "M0":
             return lambda batch: np.zeros((len(batch.rows), d)), 0
         if step == "M1":
@@ -367,7 +394,7 @@ class _Seed:
         if control != "frozen":
             expansion = self._learn(expansion, step, control)
         fit, validation, _ = self._parts(control)
-        refit = self._refit("gaussian" if control == "gaussian" else "")
+        refit = self._refit(control)
         solution = refit.with_columns(expansion.columns, fit, validation)
         size = F * d + d + expansion.n_parameters + expansion.n_columns * d
         return _prediction(solution, expansion.columns), size
@@ -389,7 +416,7 @@ class _Seed:
     def _learn(self, expansion: Expansion, step: str, control: str) -> Expansion:
         def left() -> list[CodedRows]:
             fit, validation, _ = self._parts(control)
-            linear = self._refit("gaussian" if control == "gaussian" else "").linear
+            linear = self._refit(control).linear
             return [left_by(part, linear) for part in (fit, validation)]
 
         targets = self._once(f"left {control}", left)
@@ -401,6 +428,7 @@ class _Seed:
         expansion = learn(learner, self.n_tokens, checkpoint)
         if checkpoint is not None:
             checkpoint.clear()
+            checkpoint.folder.rmdir()
         return expansion
 
     def _residual_sae(self, name: str) -> tuple[Predict, int, CodedRows]:

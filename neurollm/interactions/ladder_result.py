@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -29,9 +31,9 @@ TOLD = {
     "M2": "+ decoder refit",
     "M3": "+ pairs of features",
     "M4": "+ MLP of pairs",
-    "M5": "M2 + MLP of the code",
+    "M5": "+ MLP of the code, over M2",
 }
-CONTROLS = ("shuffled", "gaussian", "frozen", "residual_sae")
+CONTROLS = ("shuffled", "gaussian", "frozen", "additive", "residual_sae")
 FEWEST_DOCUMENTS = 10  # of fewer, an interval over documents is not worth having
 RESULT, ARRAYS = "ladder.json", "ladder.npz"
 
@@ -147,7 +149,7 @@ class LadderResult:
             else:
                 over = _control(step, control)[1] if control else OVER.get(step)
             squared = [one.squared[name].sum() for one in self.seeds]
-            base = [one.squared["M2 gaussian" if control == "gaussian" else "M0"].sum() for one in self.seeds]
+            base = [one.squared["M0"].sum() for one in self.seeds]
             totals = [one.totals.sum() for one in self.seeds]
             # Errors of the control gaussian are other errors: shares of theirs would compare two things.
             comparable = control != "gaussian"
@@ -173,12 +175,15 @@ class LadderResult:
             return f"{TOLD[last]}: {share:.1%} of the error explained; no pairs were asked for."
         pairs = table.loc[("M3", "")]
         share = pairs["delta_r2"] / max(1 - table.loc[("M0", ""), "r2_heldout"], 1e-300)
-        text = (
-            f"Pairs of features explain {share:.1%} of the dictionary's error beyond the best linear decoder "
-            f"(ΔR² {pairs['delta_r2']:+.5f} [{pairs['ci_low']:+.5f}, {pairs['ci_high']:+.5f}], "
-            f"{len(self.seeds)} seeds), "
-        )
-        text += "and the interval excludes 0" if pairs["ci_low"] > 0 else "an interval that contains 0 or less"
+        low, high = pairs["ci_low"], pairs["ci_high"]
+        figures = f"(ΔR² {pairs['delta_r2']:+.5f} [{low:+.5f}, {high:+.5f}], {len(self.seeds)} seeds)"
+        beyond = "of the dictionary's error beyond the best linear decoder"
+        if low > 0:
+            text = f"Pairs of features explain {share:.1%} {beyond} {figures}, and the interval excludes 0"
+        elif high < 0:
+            text = f"Pairs of features predict held-out errors worse than the best linear decoder alone {figures}"
+        else:
+            text = f"No evidence that pairs of features explain any {beyond} {figures}: the interval contains 0"
         told = [
             f"{words} {table.loc[('M3', control), 'delta_r2']:+.5f}"
             for control, words in (
@@ -189,8 +194,19 @@ class LadderResult:
             if ("M3", control) in table.index
         ]
         text += f"; {', '.join(told)}" if told else "; no control was run"
+        nulls = [one for one in ("shuffled", "gaussian") if ("M3", one) in table.index]
+        if low > 0 and any(table.loc[("M3", one), "ci_low"] > 0 for one in nulls):
+            text += ", of which one that should explain nothing has an interval above 0 too"
+        if ("M3", "additive") in table.index:
+            curved = table.loc[("M3", "additive")]
+            text += (
+                f". Beyond a decoder with curves of single features: {curved['delta_r2']:+.5f} "
+                f"[{curved['ci_low']:+.5f}, {curved['ci_high']:+.5f}]"
+            )
+            if low > 0 >= curved["ci_low"]:
+                text += ", so that single features may explain the gain"
         if ("M5", "") in table.index:
-            text += f". Any function of the code with as many weights: {table.loc[('M5', ''), 'delta_r2']:+.5f}"
+            text += f". An MLP of the code with as many weights as M4: {table.loc[('M5', ''), 'delta_r2']:+.5f}"
         return text + "."
 
     @property
@@ -268,9 +284,11 @@ class LadderResult:
         try:
             with np.load(path.with_name(ARRAYS), allow_pickle=False) as arrays:
                 seeds = tuple(_seed(plain, arrays) for plain in record["seeds"])
+            if not seeds:
+                raise ValueError("no seed")
             names = ("cross_fitted", "n_boot", "random_state", "description")
             return cls(seeds=seeds, notes=tuple(record["notes"]), **{name: record[name] for name in names})
-        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise DataMismatch(f"{path}: the files of this ladder are damaged ({error}); run it again") from None
 
 
@@ -282,6 +300,8 @@ def _control(step: str, control: str) -> tuple[str, str | None]:
     name, over = f"{step} {control}", OVER.get(step)
     if over is None or control == "frozen":
         return name, over
+    if control == "additive":
+        return name, "M2 additive" if step in _LEARNED else step
     if control == "gaussian":
         return name, f"{over} gaussian" if step in _LEARNED else None
     return name, f"{over} shuffled" if step == "M4" else over

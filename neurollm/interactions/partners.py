@@ -47,7 +47,7 @@ import scipy.sparse as sp
 import torch
 
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.interactions.model import NFM, as_places, bi_interaction, readout
+from neurollm.interactions.model import NFM, as_places, bi_interaction, hidden_layer
 from neurollm.interactions.rows import CodedRows, coded
 from neurollm.interactions.simulate import SimulatedCodes
 from neurollm.random import stream
@@ -345,9 +345,8 @@ class _Places:
 
     def _hidden(self, nfm: NFM) -> Iterator[tuple[slice, torch.Tensor]]:
         """Joint effects in the hidden layer, for runs of places."""
-        weights = _hidden_readout(nfm)
-        embeddings = nfm.weights["V"]
-        size = max(1, CHUNK_VALUES // max(weights["W1"].shape))
+        embeddings, layer = nfm.weights["V"], (nfm.weights["W1"], nfm.weights["b1"])
+        size = max(1, CHUNK_VALUES // max(layer[0].shape))
         edges = np.searchsorted(self.token, np.arange(0, self.code.shape[0] + 1))
         start = 0
         while start < self.code.shape[0]:
@@ -361,20 +360,9 @@ class _Places:
             less_i = pooled - i * (total - i)
             less_j = pooled[token] - j * (total[token] - j)
             less_both = less_i[token] - j * (total[token] - i[token] - j)
-            whole = readout(pooled, weights) - readout(less_i, weights)
-            yield part, whole[token] - readout(less_j, weights) + readout(less_both, weights)
+            whole = hidden_layer(pooled, *layer) - hidden_layer(less_i, *layer)
+            yield part, whole[token] - hidden_layer(less_j, *layer) + hidden_layer(less_both, *layer)
             start = stop
-
-
-def _hidden_readout(nfm: NFM) -> dict[str, torch.Tensor]:
-    """Weights of a read-out that gives the hidden layer itself: means over tokens are taken there, not in d."""
-    width = nfm.weights["W1"].shape[1]
-    return {
-        "A": torch.zeros(nfm.rank, width),
-        "W1": nfm.weights["W1"],
-        "b1": nfm.weights["b1"],
-        "W2": torch.eye(width),
-    }
 
 
 def _shape(nfm: NFM) -> np.ndarray:

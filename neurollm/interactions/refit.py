@@ -5,9 +5,8 @@ from it (all centred; s̄, φ̄, ē are means over the fitted tokens):
 
     minimise  Σ ‖e − s·W − φ·A − b‖² + λ·t ‖W‖² + μ Σ_j v_j ‖A_j‖²
 
-t is the mean over features, and v_j the one of column j, of what centring leaves of Σ s_i², Σ φ_j². With
-G = SᵀS + λt·I, one Cholesky factor of which serves all columns ever added to it,
-and ψ = φ − s·G⁻¹Sᵀφ, what the code does not know of φ:
+t is the mean over features of what centring leaves of Σ s_i². With G = SᵀS + λt·I, one Cholesky factor of which
+serves all columns ever added to it, ψ = φ − s·G⁻¹Sᵀφ, what the code does not know of φ, and v_j = Σ φ_j ψ_j:
 
     A = (φᵀψ + μ v)⁻¹ (φᵀe − φᵀS G⁻¹ Sᵀe),     W = G⁻¹ (Sᵀe − Sᵀφ·A)
 
@@ -22,7 +21,7 @@ gradients on the codes.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -35,7 +34,7 @@ PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
 COLUMN_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
 MOST_EXACT = 16_384
 BATCH = 8192
-TOLERANCE, MOST_STEPS = 1e-5, 200  # of conjugate gradients
+TOLERANCE, MOST_STEPS = 1e-6, 200  # of conjugate gradients
 
 Columns = Callable[[sp.csr_matrix], torch.Tensor]
 
@@ -145,7 +144,9 @@ class Refit:
         if np.isinf(penalty):
             self._solve = np.zeros_like
         elif self._held is None:
-            factor = cho_factor(self._gram + penalty * self.unit * np.eye(len(self._gram)), overwrite_a=True)
+            gram = self._gram.copy()
+            np.fill_diagonal(gram, gram.diagonal() + penalty * self.unit)
+            factor = cho_factor(gram, overwrite_a=True)
             self._solve = lambda right: cho_solve(factor, right)
         else:
             self._solve = lambda right: self._conjugate_gradients(right, penalty * self.unit)
@@ -201,11 +202,11 @@ class Refit:
         spread = np.maximum(np.diag(inner), np.diag(inner).max() * 1e-12 + 1e-300)
 
         def solution(penalty: float) -> Solution:
-            A = np.zeros_like(outer)
-            if np.isfinite(penalty):
-                root = np.sqrt(spread)
-                scaled = inner / np.outer(root, root) + penalty * np.eye(len(root))
-                A = np.linalg.solve(scaled, outer / root[:, None]) / root[:, None]
+            if np.isinf(penalty):  # `linear` to the last bit, so that a gain of 0 is 0
+                return replace(self.linear, A=np.zeros_like(outer))
+            root = np.sqrt(spread)
+            scaled = inner / np.outer(root, root) + penalty * np.eye(len(root))
+            A = np.linalg.solve(scaled, outer / root[:, None]) / root[:, None]
             W = self.linear.W - known @ A
             return Solution(W, A, self.bias - self.code_mean @ W - mean @ A, self.linear.penalty, penalty)
 

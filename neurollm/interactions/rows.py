@@ -128,8 +128,9 @@ class CodedRows:
         self.d, self.n_features = sizes
         self._identity = identity
         self._errors: Callable[[CodedBatch], torch.Tensor] | None = None  # instead of x − x̂
-        self._kept = np.arange(len(documents))
+        self._kept, self._numbers = np.arange(len(documents)), np.arange(len(documents))
         self._partner: np.ndarray | None = None  # of each kept row, the row whose code stands in for its own
+        self._unit: float | None = None  # of widened rows
         self.dictionary: Dictionary | None = None
         self.site: Site | None = None
         self.model_name, self.model_fingerprint = "", ""
@@ -199,7 +200,8 @@ class CodedRows:
 
         Parameters
         ----------
-        codes : scipy CSR, shape (n, n_features)
+        codes : scipy sparse matrix, shape (n, n_features)
+            Entries of one place are summed, and zeros that are stored are dropped.
         activations : array, shape (n, d)
         reconstruction : array (n_features + 1, d), optional
             Decoder directions and, last, the bias: x̂ = code · W_dec + b. Default: x̂ = 0.
@@ -208,7 +210,9 @@ class CodedRows:
         positions : array-like of int, shape (n,), optional
             Default: all 0.
         """
-        codes = sp.csr_matrix(codes, dtype=np.float32)
+        codes = sp.csr_matrix(codes, dtype=np.float32, copy=True)
+        codes.sum_duplicates()
+        codes.eliminate_zeros()
         x = as_tensor(activations).float()
         n, n_features = codes.shape
         if x.ndim != 2 or len(x) != n or not n:
@@ -223,12 +227,18 @@ class CodedRows:
                     f"reconstruction has shape {decoder.shape}; expected {(n_features + 1, x.shape[1])}: a direction "
                     "for each feature, and the bias"
                 )
+            if not np.isfinite(decoder).all():
+                raise InvalidInput("reconstruction contains NaN or infinite values")
         documents = np.arange(n) if documents is None else np.asarray(documents)
         positions = np.zeros(n, np.int64) if positions is None else np.asarray(positions)
         if documents.shape != (n,) or positions.shape != (n,):
             raise InvalidInput(
                 f"documents and positions have shapes {documents.shape} and {positions.shape}; expected one number for "
                 f"each of the {n} rows"
+            )
+        if documents.dtype.kind not in "iu" or positions.dtype.kind not in "iu":
+            raise InvalidInput(
+                f"documents and positions have dtypes {documents.dtype} and {positions.dtype}; expected whole numbers"
             )
         digest = hashlib.sha256()
         for part in (codes.indptr, codes.indices, codes.data, x.numpy(), decoder, documents):
@@ -250,7 +260,7 @@ class CodedRows:
     @property
     def rows(self) -> np.ndarray:
         """Their numbers in the store or arrays, increasing."""
-        return self._kept
+        return self._numbers[self._kept]
 
     @property
     def documents(self) -> np.ndarray:
@@ -267,11 +277,15 @@ class CodedRows:
         """Identifies these rows of this store under this dictionary."""
         digest = hashlib.sha256(self._identity.encode())
         digest.update(self._kept.tobytes())
-        digest.update(b"" if self._partner is None else self._partner.tobytes())
+        digest.update(b"" if self._partner is None else b"shuffled" + self._partner.tobytes())
         return digest.hexdigest()
 
     def __repr__(self) -> str:
         return f"CodedRows({self.n_rows:,} tokens of {len(np.unique(self.documents)):,} documents, d {self.d})"
+
+    def shares_documents(self, other: CodedRows) -> bool:
+        """Whether both are rows of the same store or arrays, and some document is in both."""
+        return self._identity == other._identity and bool(np.intersect1d(self.documents, other.documents).size)
 
     def subset(self, mask: np.ndarray) -> CodedRows:
         """The rows where `mask` (n_rows,) is true."""
@@ -292,31 +306,51 @@ class CodedRows:
     def shuffled(self, random_state: int = 0) -> CodedRows:
         """The same rows, paired with codes of other documents: a control that keeps everything but the pairing.
 
-        Documents are paired at random; the token at position p of one is paired with the code at position p of the
-        other, counted from its start again where it is shorter. Each code stays what it is, so do the dictionary's
-        error and everything that depends on the position.
+        Documents are paired at random; the token at place p among the rows of one is paired with the code at place p
+        of the other, counted from its start again where it is shorter. Each code stays what it is, so do the
+        dictionary's error and everything that depends on the position.
         """
-        ids, first, count = np.unique(self.documents, return_index=True, return_counts=True)
+        ids, here, count = np.unique(self.documents, return_inverse=True, return_counts=True)
         if len(ids) < 2:
             raise InvalidInput("to shuffle codes over documents there must be at least two documents")
         order = stream(random_state, "codes.documents").permutation(len(ids))
         other_of = np.empty(len(ids), np.int64)
         other_of[order] = np.roll(order, 1)  # one cycle: no document is paired with itself
-        here = np.repeat(np.arange(len(ids)), count)
-        place = np.arange(self.n_rows) - first[here]
+        by_document = np.argsort(here, kind="stable")  # rows of a document need not lie together
+        first = np.cumsum(count) - count
+        place = np.empty(self.n_rows, np.int64)
+        place[by_document] = np.arange(self.n_rows) - np.repeat(first, count)
         there = other_of[here]
         shuffled = copy.copy(self)
-        shuffled._partner = self._kept[first[there] + place % count[there]]
+        shuffled._partner = self._kept[by_document[first[there] + place % count[there]]]
         return shuffled
+
+    def widened(self, unit: float) -> CodedRows:
+        """The same rows with three columns of code for each feature: s, unit · [s ≠ 0] and s² / unit.
+
+        A linear map of them is additive over features and curved in each. The `pairing` stays the code itself.
+
+        Parameters
+        ----------
+        unit : float
+            Typical size of an entry, so that the columns are of about one size.
+        """
+        if self._partner is not None or self._unit is not None:
+            raise InvalidInput("rows that are shuffled or widened cannot be widened")
+        other = copy.copy(self)
+        other._unit, other.n_features = unit, 3 * self.n_features
+        other._identity = f"{self._identity} widened {unit!r}"
+        return other
 
     def with_errors(self, errors: Callable[[CodedBatch], torch.Tensor]) -> CodedRows:
         """The same rows with other errors, a function of a batch.
 
-        Codes and errors are held in memory if they fit, so that learning need not compute them again and again.
+        Activations are forgotten: `x` of their batches is the error, as if a dictionary reconstructed nothing. Codes
+        and errors are held in memory if they fit, so that learning need not compute them again and again.
         """
         other = copy.copy(self)
         before = self._errors
-        other._errors = errors if before is None else lambda batch: errors(replace(batch, error=before(batch)))
+        other._errors = errors if before is None else lambda batch: errors(_with_error(batch, before(batch)))
         other._identity = f"{self._identity} other errors"
         return other._held() if self.fits_in_memory else other
 
@@ -328,12 +362,12 @@ class CodedRows:
         return per_row * self.n_rows <= MOST_IN_MEMORY
 
     def _held(self) -> CodedRows:
-        """The same rows with codes and errors in memory; their activations are forgotten."""
+        """The same rows with codes and errors in memory."""
         errors = torch.empty(self.n_rows, self.d)
         codes, pairings, place = [], [], 0
         for batch in self.in_order():
             errors[place : place + len(batch.rows)] = batch.error
-            codes.append(batch.code)
+            codes.append(batch.code if self._unit is None else batch.pairing)
             pairings.append(batch.pairing)
             place += len(batch.rows)
         held = copy.copy(self)
@@ -341,7 +375,7 @@ class CodedRows:
         held._source = _Arrays(_joined(codes + pairings if shuffled else codes), errors)
         held._decode, held._errors = None, None
         held._all_documents, held._all_positions = self.documents, self.positions
-        held._kept = np.arange(self.n_rows)
+        held._kept, held._numbers = np.arange(self.n_rows), self.rows
         held._partner = held._kept + self.n_rows if shuffled else None
         return held
 
@@ -385,7 +419,7 @@ class CodedRows:
         """Row numbers, codes, activations and, if they are shuffled, the codes paired with them; of places in here."""
         places = np.concatenate(blocks)
         rows = self._kept[places]
-        loaded = (rows, _read(self._source.code, rows), _read(self._source.activations, rows))
+        loaded = (self._numbers[rows], _read(self._source.code, rows), _read(self._source.activations, rows))
         return loaded if self._partner is None else (*loaded, _read(self._source.code, self._partner[places]))
 
     def _batch(
@@ -394,7 +428,14 @@ class CodedRows:
         x = x.float()
         error = x if self._decode is None else x - self._decode(code, x)
         batch = CodedBatch(rows, code, x, error, code if pairing is None else pairing)
-        return batch if self._errors is None else replace(batch, error=self._errors(batch))
+        if self._unit is not None:
+            parts = [code, self._unit * code.sign(), code.power(2) / self._unit]
+            batch = replace(batch, code=sp.csr_matrix(sp.hstack(parts, format="csr"), dtype=np.float32))
+        return batch if self._errors is None else _with_error(batch, self._errors(batch))
+
+
+def _with_error(batch: CodedBatch, error: torch.Tensor) -> CodedBatch:
+    return replace(batch, x=error, error=error)
 
 
 def _read(source: Callable[[int, int], sp.csr_matrix | torch.Tensor], rows: np.ndarray) -> sp.csr_matrix | torch.Tensor:

@@ -7,7 +7,7 @@ other documents, by which penalties and the moment to stop are chosen.
    linear relation to the code that ridge regression could find.
 2. Columns φ of the code (`neurollm.interactions.expansions`) and a read-out A learn to predict what is left,
    by Adam on the mean squared error. A begins at zero, that is at the refit. Embeddings are learned
-   row by row, only where features are active (SparseAdam). The state with the smallest error
+   row by row, only where features are active. The state with the smallest error
    on the validation tokens is kept, the one before the first step included.
 3. Refit and read-out are solved together in closed form, φ as it is.
 """
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 SHORTEST = 1e-30
 FEWEST_STEPS = 1000
+ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,9 +75,9 @@ class InteractionTraining:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "batch_size", "evaluations"):
-            if not getattr(self, name) > 0:
-                raise InvalidInput(f"training: {name} must be above 0, got {getattr(self, name)!r}")
+        if not 0 < self.learning_rate < np.inf:
+            raise InvalidInput(f"training: learning_rate must be above 0 and finite, got {self.learning_rate!r}")
+        check_counts(where="training: ", batch_size=self.batch_size, evaluations=self.evaluations)
         for name in ("warmup", "decay"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InvalidInput(f"training: {name} is a share from 0 to 1, got {getattr(self, name)!r}")
@@ -129,14 +130,11 @@ class Learner:
         self.readout = torch.zeros(expansion.n_columns, fit.d, device=training.device)
         first = next(iter(fit.in_order(16_384))).error
         self.scale = max(float(first.square().mean().sqrt()), SHORTEST)  # targets have about unit variance
-        dense = [self.readout, *expansion.weights.values()]
-        self.dense = torch.optim.Adam(dense, lr=0.0)
-        self.sparse = torch.optim.SparseAdam([expansion.embeddings], lr=1.0)  # set in every step; 0 is refused
-        for optimizer, parameters in ((self.dense, dense), (self.sparse, [expansion.embeddings])):
-            for weight in parameters:  # created here so that a checkpoint can be loaded into them
-                step = torch.zeros(()) if optimizer is self.dense else 0
-                moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-                optimizer.state[weight] = {"step": step, **moments}
+        self.adam = torch.optim.Adam([self.readout, *expansion.weights.values()], lr=0.0, fused=True, **ADAM)
+        for weight in self.adam.param_groups[0]["params"]:  # created here so that a checkpoint can be loaded into them
+            moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+            self.adam.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
+        self.moments = [torch.zeros_like(expansion.embeddings) for _ in range(2)]
         self.best = {name: tensor.clone() for name, tensor in self._learned().items()}
         self.counters: dict[str, Any] = {"tokens": 0, "step": 0, "best": None, "history": []}
 
@@ -146,24 +144,21 @@ class Learner:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a step changes."""
         found = {**self._learned(), **{f"best.{name}": tensor for name, tensor in self.best.items()}}
-        for kind, optimizer in (("dense", self.dense), ("sparse", self.sparse)):
-            for index, moments in enumerate(optimizer.state.values()):
-                for name in ("exp_avg", "exp_avg_sq"):
-                    found[f"{kind}.{index}.{name}"] = moments[name]
+        found |= {f"V.{power}": moment for power, moment in enumerate(self.moments)}
+        for index, moments in enumerate(self.adam.state.values()):
+            found |= {f"{index}.{name}": moments[name] for name in ("exp_avg", "exp_avg_sq")}
         return found
 
     def resume(self, counters: dict[str, Any]) -> None:
         """Go on from a state that was copied into `state`."""
         self.counters.update(counters)
-        for optimizer in (self.dense, self.sparse):
-            for moments in optimizer.state.values():
-                steps = counters["step"]
-                moments["step"] = torch.tensor(float(steps)) if optimizer is self.dense else steps
+        for moments in self.adam.state.values():
+            moments["step"].fill_(counters["step"])
 
     def step(self, batch: CodedBatch, n_tokens: int) -> None:
         """Learn from a batch."""
         rate = self.training.rate(self.counters["tokens"] / n_tokens)
-        target = batch.error.to(self.readout.device) / self.scale
+        error = batch.error.to(self.readout.device)
         places, values = self.expansion.places(batch.pairing)
         present, local = _present(places)
         embeddings = self.expansion.embeddings[present].requires_grad_()
@@ -172,20 +167,28 @@ class Learner:
             weight.requires_grad_(True)
         with torch.autocast(self.readout.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16"):
             predicted = self.expansion.forward(local, values, embeddings) @ self.readout
-        loss = (predicted.float() - target).square().mean()
-        gradients = torch.autograd.grad(loss, [embeddings, *dense])
+        with torch.no_grad():  # the gradient of mean((predicted − error / scale)²)
+            upstream = torch.sub(predicted.float(), error, alpha=1 / self.scale).mul_(2 / error.numel())
+        gradients = torch.autograd.grad(predicted, [embeddings, *dense], upstream.to(predicted.dtype))
         for weight, gradient in zip(dense, gradients[1:], strict=True):
             weight.requires_grad_(False)
             weight.grad = gradient.to(weight.dtype)
-        whole = self.expansion.embeddings
-        whole.grad = torch.sparse_coo_tensor(
-            present[None], gradients[0], whole.shape, is_coalesced=True, check_invariants=False
-        )
-        for optimizer in (self.dense, self.sparse):
-            optimizer.param_groups[0]["lr"] = rate
-            optimizer.step()
+        self.adam.param_groups[0]["lr"] = rate
+        self.adam.step()
+        self._step_rows(present, gradients[0], rate)
         self.counters["tokens"] += len(batch.rows)
         self.counters["step"] += 1
+
+    def _step_rows(self, present: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+        """Adam of the embeddings of the features that occur, the others untouched (the rule of SparseAdam)."""
+        (beta1, beta2), t = ADAM["betas"], self.counters["step"] + 1
+        first, second = (moment.index_select(0, present) for moment in self.moments)
+        first.lerp_(gradient, 1 - beta1)
+        second.lerp_(gradient.square(), 1 - beta2)
+        for moment, new in zip(self.moments, (first, second), strict=True):
+            moment.index_copy_(0, present, new)
+        size = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
+        self.expansion.embeddings.index_add_(0, present, first.div_(second.sqrt_().add_(ADAM["eps"])), alpha=-size)
 
     def evaluate(self) -> float:
         """Share of the validation tokens' errors that is explained; the best state is kept."""
@@ -297,8 +300,9 @@ def train_nfm(
     Returns
     -------
     NFM
-        ``provenance`` says how it was made, what share of the validation tokens' errors refit and interactions
-        explain, and which documents these tokens are of.
+        ``provenance`` says how it was made, what share of the validation tokens' errors it explains
+        (``explained_validation``), what a refit alone explains (``explained_refit``), and which documents these
+        tokens are of. They chose penalties and the moment to stop: for a fair share take documents of their own.
 
     Raises
     ------
@@ -309,9 +313,8 @@ def train_nfm(
     """
     if readout not in ("linear", "mlp"):
         raise InvalidInput(f"readout is {readout!r}; use linear or mlp")
-    for name, value in (("rank", rank), ("top_n", top_n), ("n_tokens", n_tokens)):
-        if value is not None and not value >= 1:
-            raise InvalidInput(f"{name} must be a whole number of at least 1, got {value!r}")
+    check_counts(rank=rank, n_tokens=n_tokens)
+    check_counts(2, top_n=top_n)
     rows = coded(store, dictionary, verbose=verbose)
     options = (training or InteractionTraining()).resolve()
     fit, validation = split_documents(rows, options.validation, random_state)
@@ -340,11 +343,18 @@ def train_nfm(
     expansion = learn(learner, n_tokens, None if folder is None else Checkpoint(folder, run), verbose)
     solution = None if ridge is None else ridge.with_columns(expansion.columns)
     nfm = _assemble(learner, solution, rows)
-    nfm.provenance |= {"run": run, **_quality(nfm, validation), "history": learner.counters["history"]}
+    nfm.provenance |= {"run": run, **_quality(nfm, ridge, validation), "history": learner.counters["history"]}
     if folder is not None:
         nfm.save(folder)
         Checkpoint(folder, run).clear()
     return nfm
+
+
+def check_counts(least: int = 1, where: str = "", **counts: int | None) -> None:
+    """Refuse what is no whole number of at least `least`; None passes."""
+    for name, value in counts.items():
+        if value is not None and not (isinstance(value, int | np.integer) and value >= least):
+            raise InvalidInput(f"{where}{name} must be a whole number of at least {least}, got {value!r}")
 
 
 def default_tokens(fit: CodedRows, training: InteractionTraining) -> int:
@@ -353,7 +363,7 @@ def default_tokens(fit: CodedRows, training: InteractionTraining) -> int:
 
 
 def split_documents(rows: CodedRows, share: float, random_state: int) -> tuple[CodedRows, CodedRows]:
-    """Rows of most documents, and of a random `share` of them (at least one).
+    """Rows of most documents, and of a random `share` of them (at least one, and not all).
 
     Raises
     ------
@@ -366,7 +376,8 @@ def split_documents(rows: CodedRows, share: float, random_state: int) -> tuple[C
             "training needs at least two documents, one to choose penalties by; the store holds one (split long texts)"
         )
     order = stream(random_state, "validation.documents").permutation(documents)
-    chosen = np.isin(rows.documents, order[: max(1, round(share * len(documents)))])
+    number = min(max(1, round(share * len(documents))), len(documents) - 1)
+    chosen = np.isin(rows.documents, order[:number])
     return rows.subset(~chosen), rows.subset(chosen)
 
 
@@ -407,13 +418,20 @@ def _assemble(learner: Learner, solution: Solution | None, rows: CodedRows) -> N
     return nfm
 
 
-def _quality(nfm: NFM, validation: CodedRows) -> dict[str, Any]:
-    """Shares of the validation tokens' errors that the refit alone and the whole model explain."""
-    sums = np.zeros(2)
+def _quality(nfm: NFM, ridge: Refit | None, validation: CodedRows) -> dict[str, Any]:
+    """Shares of the validation tokens' errors that the whole model and a refit alone explain."""
+    sums = np.zeros(3)
     for batch in validation.in_order():
-        sums += [float(part.double().square().sum()) for part in (batch.error, batch.error - nfm.predict(batch.code))]
-    documents = np.unique(validation.documents).tolist()
-    return {"explained_validation": 1 - sums[1] / max(sums[0], SHORTEST), "validation_documents": documents}
+        predicted = nfm.linear(batch.code) + nfm.interaction(nfm.interactions(batch.pairing))
+        left = [batch.error, batch.error - predicted]
+        left.append(batch.error if ridge is None else batch.error - torch.from_numpy(ridge.linear.predict(batch)))
+        sums += [float(part.double().square().sum()) for part in left]
+    share = 1 - sums[1:] / max(sums[0], SHORTEST)
+    return {
+        "explained_validation": float(share[0]),
+        **({} if ridge is None else {"explained_refit": float(share[1])}),
+        "validation_documents": np.unique(validation.documents).tolist(),
+    }
 
 
 def _finished(folder: Path, run: dict[str, Any]) -> NFM | None:
