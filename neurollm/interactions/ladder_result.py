@@ -53,6 +53,8 @@ class SeedErrors:
         Σ‖e − ŷ‖² of each, by model.
     parameters : dict of int
         Weights of each model, beside the dictionary's.
+    p : dict of float
+        Permutation p of the learned steps, over M2; NaN of others.
     n_fit, n_test, n_tokens : int
         Tokens fitted in closed form, tokens held out, tokens that each learned step saw.
     """
@@ -62,6 +64,7 @@ class SeedErrors:
     totals: np.ndarray
     squared: Mapping[str, np.ndarray]
     parameters: Mapping[str, int]
+    p: Mapping[str, float]
     n_fit: int
     n_test: int
     n_tokens: int
@@ -98,7 +101,8 @@ class LadderResult:
         DataFrame
             ``step``, ``seed``, ``r2_heldout``, ``over`` (the step it is compared with), ``delta_r2`` with
             ``ci_low``, ``ci_high`` (95 %, documents), ``null`` (ΔR² of the same step with shuffled codes),
-            ``error_explained`` (share of M0's squared error), ``n_parameters``, ``n_tokens``, ``n_documents``.
+            ``p_permutation`` (of M3 to M5, over M2), ``error_explained`` (share of M0's squared error),
+            ``n_parameters``, ``n_tokens``, ``n_documents``.
         """
         import pandas as pd
 
@@ -117,6 +121,7 @@ class LadderResult:
                         "ci_low": gain.low,
                         "ci_high": gain.high,
                         "null": self._gain(one, *_control(step, "shuffled")).value,
+                        "p_permutation": one.p[step],
                         "error_explained": 1 - one.squared[step].sum() / one.squared["M0"].sum(),
                         "n_parameters": one.parameters[step],
                         "n_tokens": 0 if step == "M0" else one.n_tokens if step in _LEARNED else one.n_fit,
@@ -252,7 +257,7 @@ class LadderResult:
         with atomic_path(folder / ARRAYS) as partial, open(partial, "wb") as handle:
             np.savez_compressed(handle, **arrays)
         seeds = [
-            {"seed": one.seed, "parameters": dict(one.parameters)}
+            {"seed": one.seed, "parameters": dict(one.parameters), "p": {k: v for k, v in one.p.items() if v == v}}
             | {name: getattr(one, name) for name in ("n_fit", "n_test", "n_tokens")}
             for one in self.seeds
         ]
@@ -310,10 +315,10 @@ def _control(step: str, control: str) -> tuple[str, str | None]:
 def _seed(plain: dict[str, Any], arrays: Any) -> SeedErrors:
     seed = plain["seed"]
     squared = {name: arrays[f"{seed} squared {name}"] for name in plain["parameters"]}
+    p = {name: plain["p"].get(name, float("nan")) for name in plain["parameters"]}
     counts = {name: plain[name] for name in ("n_fit", "n_test", "n_tokens")}
-    return SeedErrors(
-        seed, arrays[f"{seed} documents"], arrays[f"{seed} totals"], squared, plain["parameters"], **counts
-    )
+    documents, totals = arrays[f"{seed} documents"], arrays[f"{seed} totals"]
+    return SeedErrors(seed, documents, totals, squared, plain["parameters"], p, **counts)
 
 
 def read_record(path: Path) -> dict[str, Any] | None:

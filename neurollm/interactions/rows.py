@@ -310,6 +310,12 @@ class CodedRows:
         of the other, counted from its start again where it is shorter. Each code stays what it is, so do the
         dictionary's error and everything that depends on the position.
         """
+        shuffled = copy.copy(self)
+        shuffled._partner = self._kept[self.partners(random_state)]
+        return shuffled
+
+    def partners(self, random_state: int = 0) -> np.ndarray:
+        """Which of these rows each is paired with when documents are `shuffled`, (n_rows,)."""
         ids, here, count = np.unique(self.documents, return_inverse=True, return_counts=True)
         if len(ids) < 2:
             raise InvalidInput("to shuffle codes over documents there must be at least two documents")
@@ -321,9 +327,7 @@ class CodedRows:
         place = np.empty(self.n_rows, np.int64)
         place[by_document] = np.arange(self.n_rows) - np.repeat(first, count)
         there = other_of[here]
-        shuffled = copy.copy(self)
-        shuffled._partner = self._kept[by_document[first[there] + place % count[there]]]
-        return shuffled
+        return by_document[first[there] + place % count[there]]
 
     def widened(self, unit: float) -> CodedRows:
         """The same rows with three columns of code for each feature: s, unit · [s ≠ 0] and s² / unit.
@@ -351,7 +355,8 @@ class CodedRows:
         other = copy.copy(self)
         before = self._errors
         other._errors = errors if before is None else lambda batch: errors(_with_error(batch, before(batch)))
-        other._identity = f"{self._identity} other errors"
+        first = errors(next(iter(self.in_order(1024)))).numpy()
+        other._identity = f"{self._identity} errors {hashlib.sha256(first.tobytes()).hexdigest()}"
         return other._held() if self.fits_in_memory else other
 
     @property

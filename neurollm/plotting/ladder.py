@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 
     from neurollm.interactions.ladder_result import LadderResult
 
-STYLES = {"shuffled": (NEGATIVE, "D"), "gaussian": (INK, "s"), "frozen": (MUTED, "^")}
-TOLD = {"shuffled": "shuffled codes", "gaussian": "truth without pairs", "frozen": "random pairs"}
+STYLES = {"shuffled": (NEGATIVE, "D"), "gaussian": (INK, "s"), "frozen": (MUTED, "^"), "additive": (POSITIVE, "x")}
+TOLD = {
+    "shuffled": "shuffled codes",
+    "gaussian": "truth without pairs",
+    "frozen": "random pairs",
+    "additive": "beside curves of single features",
+}
 LINEAR = 0.02  # percent of the error around 0 that the axis shows linearly
 
 
@@ -36,7 +41,7 @@ def plot_ladder(result: LadderResult, ax: Axes | None = None) -> Axes:
     table = result.summary()
     error = 1 - float(table.loc[table["step"] == "M0", "r2_heldout"].iloc[0])
     steps = [step for step in table.loc[table["control"] == "", "step"] if step != "M0"]
-    ax = new_axes(7.2, 1.3 + 0.62 * len(steps)) if ax is None else ax
+    ax = new_axes(7.2, 1.5 + 0.7 * len(steps)) if ax is None else ax
     seeds = result.to_frame()
     for place, step in enumerate(steps):
         own = table[(table["step"] == step) & (table["control"] == "")].iloc[0]
@@ -46,7 +51,7 @@ def plot_ladder(result: LadderResult, ax: Axes | None = None) -> Axes:
         for number, (control, (colour, marker)) in enumerate(STYLES.items()):
             found = table[(table["step"] == step) & (table["control"] == control)]
             if len(found) and np.isfinite(found["delta_r2"].iloc[0]):
-                _interval(ax, found.iloc[0], place + 0.02 + 0.16 * number, error, colour, marker, None)
+                _interval(ax, found.iloc[0], place - 0.05 + 0.15 * number, error, colour, marker, None)
     for control, (colour, marker) in STYLES.items():
         if (table["control"] == control).any():
             ax.plot([], [], marker, color=colour, markersize=4, label=TOLD[control])
@@ -59,7 +64,7 @@ def plot_ladder(result: LadderResult, ax: Axes | None = None) -> Axes:
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.0),
-        ncols=4,
+        ncols=3,
         frameon=False,
         fontsize=SMALL,
         labelcolor=INK,

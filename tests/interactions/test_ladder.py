@@ -15,7 +15,9 @@ import torch
 import neurollm.dictionaries
 from neurollm.dictionaries import TopKSAE
 from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.files import exclusive
 from neurollm.interactions import ladder as module
+from neurollm.interactions import ladder_seed
 from neurollm.interactions.ladder import residual_ladder
 from neurollm.interactions.ladder_result import OVER, LadderResult, SeedErrors
 from neurollm.interactions.rows import CodedRows
@@ -44,8 +46,8 @@ def planted(planted_data):
 
 @pytest.fixture(scope="module")
 def all_steps(planted_data):
-    """Every model but the SAEs, hardly trained."""
-    return residual_ladder(planted_data.rows, **QUICK)
+    """Every step with three controls, hardly trained."""
+    return residual_ladder(planted_data.rows, controls=("shuffled", "gaussian", "frozen"), **QUICK)
 
 
 def row(result, step, control=""):
@@ -125,7 +127,11 @@ def simulated_result(seed, cross_fitted, effect=0.0, n_documents=60, J=5):
         gain = effect + 0.02 * own[mine] + 0.005 * draw.standard_normal() + 0.01 * draw.standard_normal(len(mine))
         base = 0.3 * totals[mine]
         squared = {"M0": base, "M1": base, "M2": base, "M3": base - gain * totals[mine]}
-        seeds.append(SeedErrors(j, mine, totals[mine], squared, dict.fromkeys(squared, 1), 10, 10, 10))
+        seeds.append(
+            SeedErrors(
+                j, mine, totals[mine], squared, dict.fromkeys(squared, 1), dict.fromkeys(squared, np.nan), 10, 10, 10
+            )
+        )
     return LadderResult(tuple(seeds), cross_fitted, 200, 0, {})
 
 
@@ -178,12 +184,12 @@ def test_shares_by_hand(all_steps, planted_data):
     for one in all_steps.seeds:
         inside = np.setdiff1d(np.unique(data.documents), one.documents)
         rows = data.rows.of_documents(inside)
-        fit, validation = module.split_documents(rows, 0.1, one.seed)
+        fit, validation = ladder_seed.split_documents(rows, 0.1, one.seed)
         assert one.n_fit == fit.n_rows and not set(validation.documents) & set(one.documents)
         codes, x, error = dense_of(data, np.unique(fit.documents))
         held, held_x, held_error = dense_of(data, one.documents)
         total = np.square(held_x - x.mean(0)).sum()
-        refit = module.Refit(fit, validation).linear
+        refit = ladder_seed.Refit(fit, validation).linear
         centred = codes - codes.mean(0)
         ridge = refit.penalty * np.square(centred).sum() / codes.shape[1] * np.eye(codes.shape[1])
         W = np.linalg.solve(centred.T @ centred + ridge, centred.T @ (error - error.mean(0)))
@@ -205,13 +211,13 @@ def test_shares_by_hand(all_steps, planted_data):
 
 def test_every_document_is_held_out_once_and_never_fitted(planted_data, monkeypatch):
     seen = []
-    made = module._Seed.__init__
+    made = ladder_seed.Rungs.__init__
 
     def spy(self, *arguments):
         made(self, *arguments)
         seen.append([set(part.documents) for part in (self.fit, self.validation, self.test)])
 
-    monkeypatch.setattr(module._Seed, "__init__", spy)
+    monkeypatch.setattr(ladder_seed.Rungs, "__init__", spy)
     residual_ladder(planted_data.rows, steps=["M1"], seeds=4, controls=(), n_boot=100, verbose=0)
     assert len(seen) == 4
     for fit, validation, test in seen:
@@ -257,7 +263,11 @@ def with_gains(low_gain, shuffled=None, J=4):
         if shuffled is not None:
             squared["M3 shuffled"] = squared["M2"] - 100 * shuffled + draw.standard_normal(20)
         documents = np.arange(20 * j, 20 * j + 20)
-        seeds.append(SeedErrors(j, documents, totals, squared, dict.fromkeys(squared, 1), 10, 10, 10))
+        seeds.append(
+            SeedErrors(
+                j, documents, totals, squared, dict.fromkeys(squared, 1), dict.fromkeys(squared, np.nan), 10, 10, 10
+            )
+        )
     return LadderResult(tuple(seeds), True, 200, 0, {})
 
 
@@ -328,7 +338,7 @@ class Killed(Exception):
 def test_an_interrupted_ladder_goes_on(planted_data, tmp_path, monkeypatch):
     options = QUICK | {"steps": ("M3", "M5"), "controls": ("shuffled", "gaussian")}
     whole = residual_ladder(planted_data.rows, **options)
-    learn, made = module.learn, []
+    learn, made = ladder_seed.learn, []
 
     def counted(learner, n_tokens, checkpoint=None, verbose=0):
         made.append(checkpoint.run["model"] + f" {checkpoint.run['seed']}")
@@ -336,7 +346,7 @@ def test_an_interrupted_ladder_goes_on(planted_data, tmp_path, monkeypatch):
             raise Killed
         return learn(learner, n_tokens, checkpoint, verbose)
 
-    monkeypatch.setattr(module, "learn", counted)
+    monkeypatch.setattr(ladder_seed, "learn", counted)
     with pytest.raises(Killed):
         residual_ladder(planted_data.rows, out=tmp_path, **options)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.npy")}
@@ -427,8 +437,8 @@ def test_the_gaussian_truth_is_what_it_says(planted_data):
     """M2 and noise of the covariance that M2 leaves: a refit finds M2 again, and nothing else is there."""
     rows = planted_data.rows
     options = OPTIONS["training"].resolve()
-    run = {"random_state": 0, "n_tokens": 100, "rank": 4, "top_n": 20}
-    seed = module._Seed(
+    run = {"random_state": 0, "n_tokens": 100, "rank": 4, "top_n": 20, "n_perm": 19}
+    seed = ladder_seed.Rungs(
         rows.of_documents(np.arange(80)),
         rows.of_documents(np.arange(80, 100)),
         0,
@@ -453,7 +463,11 @@ def test_the_gaussian_truth_is_what_it_says(planted_data):
 def test_a_control_that_does_not_fit_into_memory_is_left_out_and_said(planted_data, monkeypatch):
     monkeypatch.setattr("neurollm.interactions.rows.MOST_IN_MEMORY", 1000)
     result = residual_ladder(planted_data.rows, steps=("M3",), controls=("gaussian", "frozen"), **QUICK)
-    assert len(result.notes) == 1 and "gaussian" in result.notes[0] and "M3 gaussian" not in result.seeds[0].squared
+    assert {note.split(" were")[0].split(" was")[0] for note in result.notes} == {
+        "permutations",
+        "the control gaussian",
+    }
+    assert "M3 gaussian" not in result.seeds[0].squared
     assert "M3 frozen" in result.seeds[0].squared
 
 
@@ -479,3 +493,20 @@ def test_bad_arguments_are_refused_in_one_sentence(planted_data, wrong):
     with pytest.raises(InvalidInput, match=next(iter(wrong))) as refusal:
         residual_ladder(planted_data.rows, **(QUICK | wrong))
     assert "\n" not in str(refusal.value)
+
+
+def test_permutations_pair_held_out_documents_anew(planted_data):
+    """A planted pair depends on the pairing; with additive truth nothing is learned, and p is 1."""
+    kept = OPTIONS | {"n_tokens": 40_000, "seeds": 2, "steps": ["M3"], "controls": (), "n_perm": 39}
+    table = residual_ladder(planted_data.rows, **kept).to_frame().set_index("step")
+    assert (table.loc["M3", "p_permutation"] == 1 / 40).all() and table.loc[
+        ["M0", "M1", "M2"], "p_permutation"
+    ].isna().all()
+    additive = simulate_codes(**SIZES, pairs=0, random_state=3).rows
+    table = residual_ladder(additive, **kept | {"n_tokens": 640}).to_frame().set_index("step")
+    assert (table.loc["M3", "p_permutation"] > 0.05).all()
+
+
+def test_two_ladders_do_not_write_into_one_folder(planted_data, tmp_path):
+    with exclusive(tmp_path), pytest.raises(InvalidInput, match="another process is writing here"):
+        residual_ladder(planted_data.rows, steps=["M1"], seeds=2, controls=(), out=tmp_path, verbose=0)

@@ -13,11 +13,11 @@ from neurollm.activations import Corpus
 from neurollm.datasets import demo_corpus_path
 from neurollm.dictionaries import splice
 from neurollm.errors import DataMismatch, InvalidInput, NeurollmError
-from neurollm.stats.document_bootstrap import DocumentBootstrap
 from neurollm.interactions.perturbation import _Errors, _Perturbed, perturbation_test
 from neurollm.interactions.perturbation_result import PerturbationResult
 from neurollm.models import Site
 from neurollm.random import stream
+from neurollm.stats.document_bootstrap import DocumentBootstrap
 
 SITE = Site(3)
 
