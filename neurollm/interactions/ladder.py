@@ -141,12 +141,12 @@ def residual_ladder(
     run = {
         "rows": rows.sha256,
         "held_out": None if held is None else held.sha256,
-        "rank": rank,
-        "top_n": top_n,
-        "n_tokens": n_tokens,
-        "n_perm": n_perm,
-        "random_state": random_state,
-        "seeds": seeds,
+        "rank": int(rank),
+        "top_n": int(top_n),
+        "n_tokens": None if n_tokens is None else int(n_tokens),
+        "n_perm": int(n_perm),
+        "random_state": int(random_state),
+        "seeds": int(seeds),
         "training": dataclasses.asdict(options),
     }
     folder = None if out is None else _open(Path(out), run)

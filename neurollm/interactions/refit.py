@@ -20,6 +20,7 @@ gradients on the codes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,8 @@ import torch
 
 from neurollm.errors import InvalidInput
 from neurollm.interactions.rows import CodedBatch, CodedRows
+
+logger = logging.getLogger("neurollm")
 
 PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
 COLUMN_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
@@ -173,6 +176,9 @@ class Refit:
             z = residual / scale
             rho, before = (residual * z).sum(0), rho
             p = z + p * (rho / np.maximum(before, 1e-300))
+        else:
+            share = float((np.sqrt(np.square(residual).sum(0)) / np.maximum(target, 1e-300)).max() * TOLERANCE)
+            logger.warning("refit: conjugate gradients stopped after %d steps at a residual of %.1e", MOST_STEPS, share)
         return solution
 
     def with_columns(

@@ -27,6 +27,7 @@ from neurollm._version import __version__
 from neurollm.dictionaries.kernels import SparseCode, threads
 from neurollm.dictionaries.training.checkpoints import Checkpoint, refuse_other_run
 from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.files import exclusive
 from neurollm.interactions.expansions import EMBEDDING_SCALE, Expansion
 from neurollm.interactions.model import CONFIG_FILE, NFM
 from neurollm.interactions.refit import Refit, Solution
@@ -321,32 +322,48 @@ def train_nfm(
     n_tokens = n_tokens or default_tokens(fit, options)
     run = {
         "rows": rows.sha256,
-        "rank": rank,
+        "rank": int(rank),
         "readout": readout,
         "refit": refit,
-        "top_n": top_n,
-        "n_tokens": n_tokens,
-        "random_state": random_state,
+        "top_n": None if top_n is None else int(top_n),
+        "n_tokens": int(n_tokens),
+        "random_state": int(random_state),
         "training": dataclasses.asdict(options),
     }
-    folder = None if out is None else Path(out)
-    finished = None if folder is None else _finished(folder, run)
-    if finished is not None:
-        return finished
-    top_n = top_n or largest_code(rows)
-    ridge = Refit(fit, validation) if refit else None
+    if out is None:
+        return _train(fit, validation, run, options, None, verbose)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder):
+        nfm = _finished(folder, run)
+        if nfm is None:
+            checkpoint = Checkpoint(folder, run)
+            nfm = _train(fit, validation, run, options, checkpoint, verbose)
+            nfm.save(folder)
+            checkpoint.clear()
+    return nfm
+
+
+def _train(
+    fit: CodedRows,
+    validation: CodedRows,
+    run: dict[str, Any],
+    options: InteractionTraining,
+    checkpoint: Checkpoint | None,
+    verbose: int,
+) -> NFM:
+    """The three stages of the module's introduction."""
+    top_n = run["top_n"] or max(largest_code(fit), largest_code(validation))
+    ridge = Refit(fit, validation) if run["refit"] else None
     targets = [fit, validation] if ridge is None else [left_by(part, ridge.linear) for part in (fit, validation)]
-    kind = "pairs" if readout == "linear" else "pairs_mlp"
-    sizes = (rows.n_features, rank, rank)
-    expansion = Expansion(kind, sizes, top_n, code_length(fit), random_state, options.device)
-    learner = Learner(expansion, *targets, options, random_state)
-    expansion = learn(learner, n_tokens, None if folder is None else Checkpoint(folder, run), verbose)
+    kind = "pairs" if run["readout"] == "linear" else "pairs_mlp"
+    sizes = (fit.n_features, run["rank"], run["rank"])
+    expansion = Expansion(kind, sizes, top_n, code_length(fit), run["random_state"], options.device)
+    learner = Learner(expansion, *targets, options, run["random_state"])
+    expansion = learn(learner, run["n_tokens"], checkpoint, verbose)
     solution = None if ridge is None else ridge.with_columns(expansion.columns)
-    nfm = _assemble(learner, solution, rows)
+    nfm = _assemble(learner, solution, fit)
     nfm.provenance |= {"run": run, **_quality(nfm, ridge, validation), "history": learner.counters["history"]}
-    if folder is not None:
-        nfm.save(folder)
-        Checkpoint(folder, run).clear()
     return nfm
 
 
