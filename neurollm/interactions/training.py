@@ -318,7 +318,8 @@ def train_nfm(
     check_counts(2, top_n=top_n)
     rows = coded(store, dictionary, verbose=verbose)
     options = (training or InteractionTraining()).resolve()
-    fit, validation = split_documents(rows, options.validation, random_state)
+    parts = split_documents(rows, options.validation, random_state)
+    fit, validation = (part.with_errors(lambda batch: batch.error) for part in parts)  # computed once
     n_tokens = n_tokens or default_tokens(fit, options)
     run = {
         "rows": rows.sha256,
