@@ -7,8 +7,10 @@ Figures are kept in ``neurollm.json`` (`Dictionary.metrics`), the density of eve
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ from neurollm.dictionaries.cosines import decoder_cosines
 from neurollm.dictionaries.metrics import DictionaryMetrics, evaluate_dictionary
 from neurollm.errors import DataMismatch
 from neurollm.files import atomic_path
+from neurollm.validation import shown
 
 if TYPE_CHECKING:
     from neurollm.activations import ActivationStore
@@ -33,7 +36,7 @@ def check_held_out(store: ActivationStore, held_out: ActivationStore) -> None:
     Raises
     ------
     DataMismatch
-        If site or model differ, or both stores hold the same texts.
+        If site or model differ, or any text is in both stores.
     """
     if held_out.site != store.site:
         raise DataMismatch(f"held_out is of {held_out.site}, the store of {store.site}; harvest both at one site")
@@ -45,6 +48,29 @@ def check_held_out(store: ActivationStore, held_out: ActivationStore) -> None:
     corpora = [data.manifest.get("settings", {}).get("corpus sha256", data.sha256) for data in (store, held_out)]
     if corpora[0] == corpora[1]:
         raise DataMismatch("held_out holds the very texts of the store; harvest texts that the training does not see")
+    shared = shared_texts(store, held_out)
+    if shared:
+        raise DataMismatch(
+            f"{len(shared):,} of the {len(held_out.documents):,} texts of held_out are in the store too, the first of "
+            f"them {shown(shared[0])}; harvest texts that the training does not see"
+        )
+
+
+def shared_texts(store: ActivationStore, held_out: ActivationStore) -> list[str]:
+    """Names of the documents of `held_out` whose text is that of a document of `store`; empty texts do not count.
+
+    Texts are compared by their SHA-256, whatever their names; each file of documents is read once.
+    """
+    known = {digest for _, digest in _digests(store)}
+    return [name for name, digest in _digests(held_out) if digest in known]
+
+
+def _digests(store: ActivationStore) -> Iterator[tuple[str, bytes]]:
+    """Name and SHA-256 of every document with a text."""
+    for index in range(len(store.documents)):
+        name, text = store.documents[index]
+        if text.strip():
+            yield name, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def measure(dictionary: Dictionary, folder: str | os.PathLike, held_out: ActivationStore) -> DictionaryMetrics:

@@ -27,7 +27,7 @@ import torch
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.interactions.model import as_places
-from neurollm.stats.document_bootstrap import DocumentBootstrap, Estimate
+from neurollm.stats.document_bootstrap import DocumentBootstrap, Estimate, check_draws
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +120,7 @@ def contributions(
     rows : CodedRows
         Held-out tokens.
     n_boot : int, default=1000
-        Draws of documents for the intervals, which need at least 10 documents; 0 for none.
+        Draws of documents for the intervals, at least 19; they need at least 10 documents; 0 for none.
     batch_size : int, default=4096
     random_state : int, default=0
 
@@ -131,7 +131,7 @@ def contributions(
     Raises
     ------
     InvalidInput
-        If `n_boot` is negative.
+        If `n_boot` is neither 0 nor a whole number of at least 19.
     DataMismatch
         If the codes or activations are not those of the model.
 
@@ -146,8 +146,7 @@ def contributions(
     >>> found.value("error explained", "interaction"), found.value("error explained", "linear")
     (1.0, 0.0)
     """
-    if n_boot < 0:
-        raise InvalidInput(f"contributions: n_boot must be 0 or more, found {n_boot}")
+    check_draws(n_boot, "contributions: ")
     if (rows.n_features, rows.d) != (nfm.n_features, nfm.d):
         raise DataMismatch(
             f"contributions: the rows have {rows.n_features:,} features and d {rows.d}; {nfm} has {nfm.n_features:,} "

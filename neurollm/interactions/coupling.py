@@ -8,7 +8,8 @@ what they exceed
 * the same with b and c as at random initialisation,
 * the same with b and c exchanged among features (b and c of a feature stay together).
 
-p is of |r| being as large in these nulls. Correlations of a² with b and with c themselves are not coupled; both are
+p is the share of all B + 1 correlations that lie as far from their mean as the trained one (`rank_p`): one of the
+other sign differs as much as a larger one. Correlations of a² with b and with c themselves are not coupled; both are
 in the table. Features that fire often have long vectors of every kind, therefore each correlation is also
 given with log density held constant. For a comparison on data see `neurollm.interactions.contributions`.
 """
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FEWEST = 8  # features of a correlation
+SAME = 1e-6  # relative difference that is rounding in float32
 
 
 def norm_coupling(
@@ -152,9 +154,23 @@ class _Correlation:
 
 def _p(r: float, null: np.ndarray) -> float:
     """Two-sided p of a correlation; NaN where it or the null is undefined."""
-    if not np.isfinite(r) or not np.isfinite(null).all():
-        return float("nan")
-    return float((np.count_nonzero(np.abs(null) >= abs(r)) + 1) / (len(null) + 1))
+    return rank_p(r, null) if np.isfinite(r) and np.isfinite(null).all() else float("nan")
+
+
+def rank_p(value: float, null: np.ndarray, sign: int = 0) -> float:
+    """p of a number beside those of B random models: its rank among all B + 1 by distance from their mean.
+
+    With `sign` 1 or −1 its rank from the largest or the smallest.
+
+    Examples
+    --------
+    >>> rank_p(0.9, np.array([-0.97, -0.98, -0.99])), rank_p(-0.98, np.array([-0.97, -0.98, -0.99]))
+    (0.25, 1.0)
+    """
+    everything = np.r_[value, null]
+    distance = sign * everything if sign else np.abs(everything - everything.mean())
+    reached = np.count_nonzero(distance[1:] >= distance[0] - SAME * np.abs(everything).max())
+    return float((reached + 1) / (len(null) + 1))
 
 
 def _interval(r: float, n: int, method: str) -> tuple[float, float]:

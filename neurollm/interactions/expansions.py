@@ -33,7 +33,7 @@ class Expansion:
     sizes : (int, int, int)
         Features F, rank K (of code_mlp its hidden units), hidden units H of pairs_mlp.
     top_n : int
-        Entries of a code that count.
+        Entries of a code that enter pairs.
     code_length : float
         Root mean square over tokens of the Euclidean length of a code.
     random_state : int
@@ -83,7 +83,8 @@ class Expansion:
 
     def places(self, code: sp.csr_matrix) -> tuple[SparseCode, torch.Tensor]:
         """The code as the expansion takes it."""
-        places, values = as_places(truncate(code, self.top_n), self.embeddings.device)
+        code = code if self.kind == "code_mlp" else truncate(code, self.top_n)
+        places, values = as_places(code, self.embeddings.device)
         return places, values / self.code_length
 
     def columns(self, code: sp.csr_matrix) -> torch.Tensor:

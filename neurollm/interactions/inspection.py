@@ -31,8 +31,9 @@ import torch
 from neurollm.dictionaries.cosines import direction_cosines, expected_abs
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.interactions.bimodality import bimodality
-from neurollm.interactions.coupling import norm_coupling
+from neurollm.interactions.coupling import SAME, norm_coupling, rank_p
 from neurollm.interactions.model import NFM
+from neurollm.interactions.training import check_counts
 from neurollm.interactions.weight_report import FEATURE_VECTORS, LOWER, STATISTICS, WeightReport
 from neurollm.progress import Progress
 from neurollm.random import stream
@@ -41,7 +42,6 @@ from neurollm.stats.concentration import participation_ratio, vector_statistics
 if TYPE_CHECKING:
     from neurollm.dictionaries.base import Dictionary
 
-SAME = 1e-6  # relative difference that is rounding in float32
 QUANTILES = np.linspace(0, 1, 201)
 SUMMARIES: dict[str, Callable[[np.ndarray], float]] = {
     "mean": np.mean,
@@ -72,7 +72,7 @@ def inspect_weights(
     density : ndarray, shape (n_features,), optional
         Share of tokens on which each feature is active, to hold constant.
     n_random : int, default=20
-        Random models; 19 or more, or no p can be below .05.
+        Random models; 19 or more, or no p can be .05 or below and the verdict is that it cannot be told.
     random_state : int, default=0
     verbose : int, default=0
 
@@ -83,9 +83,9 @@ def inspect_weights(
     Raises
     ------
     InvalidInput
-        If `n_random` is below 2, or density is not of these features.
+        If `n_random` is no whole number of at least 2 or `random_state` none of at least 0, or density is no share.
     DataMismatch
-        If the dictionary is another one.
+        If the dictionary is another one, or density not of these features.
 
     Examples
     --------
@@ -95,8 +95,8 @@ def inspect_weights(
     >>> bool(0.3 < row["null_mean"] < 0.5), report.features().shape[0]
     (True, 60)
     """
-    if n_random < 2:
-        raise InvalidInput(f"inspect_weights: n_random must be at least 2, found {n_random}")
+    check_counts(2, "inspect_weights: ", n_random=n_random)
+    check_counts(0, "inspect_weights: ", random_state=random_state)
     density = _density(nfm, density)
     decoder = None if dictionary is None else _decoder(nfm, dictionary)
     trained = _Model(_vectors(nfm.weights, decoder))
@@ -253,9 +253,7 @@ def _compared(value: float, null: np.ndarray, sign: int = 0) -> tuple[float, flo
         return float("nan"), float("nan")
     sd = null.std(ddof=1)
     z = float((value - null.mean()) / sd) if np.ptp(null) > size else float("nan")
-    distance = sign * everything if sign else np.abs(everything - everything.mean())
-    reached = int(np.count_nonzero(distance[1:] >= distance[0] - size))
-    return z, (reached + 1) / (len(null) + 1)
+    return z, rank_p(value, null, sign)
 
 
 def _familywise(values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,8 @@ Seeds. Seed j draws weights and order, and without `held_out` its documents are 
 held out once. The interval of a seed is a studentised bootstrap over documents. That over all J seeds is
 mean ± t(J − 1) se with se² = (document variance of the mean) + S²·c, S the SD over seeds; c = 1/(J − 1) with
 folds, which share what they are fitted on (Nadeau & Bengio 2003, Machine Learning 52:239), and 1/J with `held_out`,
-where the conclusion is about models of these very texts.
+where the document variance is that of the bootstrap and the conclusion is about models of these very texts. Fewer
+than 10 held-out documents have no interval.
 
 The permutation p of a learned step is the share of random pairings of held-out documents, position by position, in
 which what it predicts beyond M2 lowers the error as much as with the documents' own codes.
@@ -48,12 +49,13 @@ import numpy as np
 from neurollm.dictionaries.training.checkpoints import refuse_other_run
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import exclusive, write_json
-from neurollm.interactions.ladder_result import CONTROLS, OVER, STEPS, LadderResult, read_record
+from neurollm.interactions.ladder_result import CONTROLS, FEWEST_DOCUMENTS, OVER, STEPS, LadderResult, read_record
 from neurollm.interactions.ladder_seed import EXPANSIONS, SEEDS, Rungs
 from neurollm.interactions.rows import CodedRows, coded
-from neurollm.interactions.training import InteractionTraining, check_counts, largest_code
+from neurollm.interactions.training import InteractionTraining, check_counts, largest_code, resolved
 from neurollm.progress import Progress
 from neurollm.random import stream
+from neurollm.validation import shown
 
 if TYPE_CHECKING:
     from neurollm.activations import ActivationStore
@@ -129,13 +131,15 @@ def residual_ladder(
     ['M0', 'M1', 'M2']
     """
     steps = _wanted(steps)
-    _check(controls, seeds, n_boot)
+    _check(controls, seeds)
     check_counts(rank=rank, n_tokens=n_tokens)
     check_counts(2, top_n=top_n)
     check_counts(19, n_perm=n_perm)
+    check_counts(100, n_boot=n_boot)
+    check_counts(0, random_state=random_state)
     rows = coded(store, dictionary, verbose=verbose)
     held = None if held_out is None else _held_out(held_out, rows, verbose)
-    options = (training or InteractionTraining()).resolve()
+    options = resolved(training)
     folds = _folds(rows, seeds, random_state) if held is None else None
     top_n = top_n or largest_code(rows)
     run = {
@@ -171,8 +175,7 @@ def residual_ladder(
 
 
 def _wanted(steps: Sequence[str]) -> tuple[str, ...]:
-    unknown = [step for step in steps if step not in STEPS]
-    if unknown or isinstance(steps, str) or not steps:
+    if isinstance(steps, str) or not steps or any(step not in STEPS for step in steps):
         raise InvalidInput(f"steps: found {steps!r}; use some of {', '.join(STEPS)}")
     wanted = set(steps)
     for step in reversed(STEPS):
@@ -181,14 +184,12 @@ def _wanted(steps: Sequence[str]) -> tuple[str, ...]:
     return tuple(step for step in STEPS if step in wanted)
 
 
-def _check(controls: Sequence[str], seeds: int, n_boot: int) -> None:
-    unknown = [control for control in controls if control not in CONTROLS]
-    if unknown or isinstance(controls, str):
+def _check(controls: Sequence[str], seeds: int) -> None:
+    if isinstance(controls, str) or controls is None or any(control not in CONTROLS for control in controls):
         raise InvalidInput(f"controls: found {controls!r}; use some of {', '.join(CONTROLS)}")
-    if not 2 <= seeds <= SEEDS:
-        raise InvalidInput(f"seeds is {seeds}; a ladder takes 2 to {SEEDS}, 5 or more for an interval worth having")
-    if n_boot < 100:
-        raise InvalidInput(f"n_boot is {n_boot}; an interval needs at least 100 draws")
+    check_counts(2, seeds=seeds)
+    if seeds > SEEDS:
+        raise InvalidInput(f"seeds is {seeds}; a ladder takes 2 to {SEEDS}")
 
 
 def _held_out(store: ActivationStore | CodedRows, rows: CodedRows, verbose: int) -> CodedRows:
@@ -200,8 +201,17 @@ def _held_out(store: ActivationStore | CodedRows, rows: CodedRows, verbose: int)
             f"held_out has codes of {held.n_features} features and width {held.d} of {held.dictionary or 'arrays'}, "
             f"the store {rows.n_features} and {rows.d} of {rows.dictionary or 'arrays'}; give rows of one dictionary"
         )
-    if held.shares_documents(rows):
-        raise InvalidInput("held_out holds the very texts of the store; harvest texts that the fit does not see")
+    shared = held.shared_documents(rows)
+    if shared:
+        raise InvalidInput(
+            f"held_out shares {len(shared)} documents with the store ({shown(shared[0])}); hold out texts that the fit "
+            "does not see"
+        )
+    if len(np.unique(held.documents)) < FEWEST_DOCUMENTS:
+        raise InvalidInput(
+            f"held_out has {len(np.unique(held.documents))} documents; an interval over documents needs at least "
+            f"{FEWEST_DOCUMENTS}"
+        )
     return held
 
 

@@ -178,38 +178,45 @@ class LadderResult:
         if ("M3", "") not in table.index:
             last, share = self._steps[-1], table.loc[(self._steps[-1], ""), "error_explained"]
             return f"{TOLD[last]}: {share:.1%} of the error explained; no pairs were asked for."
+        return self._headline(table) + self._beside(table)
+
+    def _headline(self, table: pd.DataFrame) -> str:
+        """Whether pairs explain anything, beyond curves of single features if that was asked."""
         pairs = table.loc[("M3", "")]
         share = pairs["delta_r2"] / max(1 - table.loc[("M0", ""), "r2_heldout"], 1e-300)
-        low, high = pairs["ci_low"], pairs["ci_high"]
-        figures = f"(ΔR² {pairs['delta_r2']:+.5f} [{low:+.5f}, {high:+.5f}], {len(self.seeds)} seeds)"
-        beyond = "of the dictionary's error beyond the best linear decoder"
-        if low > 0:
-            text = f"Pairs of features explain {share:.1%} {beyond} {figures}, and the interval excludes 0"
-        elif high < 0:
-            text = f"Pairs of features predict held-out errors worse than the best linear decoder alone {figures}"
-        else:
-            text = f"No evidence that pairs of features explain any {beyond} {figures}: the interval contains 0"
-        told = [
-            f"{words} {table.loc[('M3', control), 'delta_r2']:+.5f}"
-            for control, words in (
-                ("shuffled", "shuffled codes"),
-                ("gaussian", "a truth without pairs"),
-                ("frozen", "random pairs"),
+        seeds, what = f", {len(self.seeds)} seeds", "of the dictionary's error beyond the best ridge decoder"
+        figures = f"(ΔR² {_figure(pairs)}{seeds})"
+        if not np.isfinite(pairs["ci_low"]):
+            return f"Too few documents for an interval: pairs of features and {share:.1%} {what} {figures}"
+        if pairs["ci_high"] < 0:
+            return f"Pairs of features predict held-out errors worse than the best ridge decoder alone {figures}"
+        if pairs["ci_low"] <= 0:
+            return f"No evidence that pairs of features explain any {what} {figures}: the interval contains 0"
+        if ("M3", "additive") not in table.index:
+            return (
+                f"Pairs of features, or curves of single ones, explain {share:.1%} {what} {figures}, and the interval "
+                "excludes 0; the control additive, which tells the two apart, was not run"
             )
-            if ("M3", control) in table.index
-        ]
-        text += f"; {', '.join(told)}" if told else "; no control was run"
-        nulls = [one for one in ("shuffled", "gaussian") if ("M3", one) in table.index]
-        if low > 0 and any(table.loc[("M3", one), "ci_low"] > 0 for one in nulls):
+        curved = table.loc[("M3", "additive")]
+        if not curved["ci_low"] > 0:
+            return (
+                "No evidence that pairs of features explain any of the dictionary's error beyond curves of single "
+                f"features (ΔR² {_figure(curved)}{seeds}: the interval contains 0 or less), though they explain "
+                f"{share:.1%} {what} {figures}"
+            )
+        return (
+            f"Pairs of features explain {share:.1%} {what} {figures}, and the interval excludes 0; beyond a decoder "
+            f"with curves of single features too ({_figure(curved)})"
+        )
+
+    def _beside(self, table: pd.DataFrame) -> str:
+        """What the controls and the MLP of the code explain."""
+        words = {"shuffled": "shuffled codes", "gaussian": "a truth without pairs", "frozen": "random pairs"}
+        known = {one: table.loc[("M3", one)] for one in words if ("M3", one) in table.index}
+        told = [f"{words[one]} {row['delta_r2']:+.5f}" for one, row in known.items()]
+        text = f"; {', '.join(told)}" if told else "; neither shuffled codes nor a truth without pairs were run"
+        if any(row["ci_low"] > 0 for one, row in known.items() if one != "frozen"):
             text += ", of which one that should explain nothing has an interval above 0 too"
-        if ("M3", "additive") in table.index:
-            curved = table.loc[("M3", "additive")]
-            text += (
-                f". Beyond a decoder with curves of single features: {curved['delta_r2']:+.5f} "
-                f"[{curved['ci_low']:+.5f}, {curved['ci_high']:+.5f}]"
-            )
-            if low > 0 >= curved["ci_low"]:
-                text += ", so that single features may explain the gain"
         if ("M5", "") in table.index:
             text += f". An MLP of the code with as many weights as M4: {table.loc[('M5', ''), 'delta_r2']:+.5f}"
         return text + "."
@@ -232,19 +239,28 @@ class LadderResult:
 
         gains = [self._gain(one, name, over) for one in self.seeds]
         values, J = np.array([gain.value for gain in gains]), len(gains)
+        none = dict.fromkeys(("delta_r2", "ci_low", "ci_high", "sd_seeds", "p"), np.nan)
         if np.isnan(values).any():
-            return dict.fromkeys(("delta_r2", "ci_low", "ci_high", "sd_seeds", "p"), np.nan)
-        spread = values.var(ddof=1)
+            return none
+        mean, spread = values.mean(), values.var(ddof=1)
+        found = none | {"delta_r2": mean, "sd_seeds": np.sqrt(spread)}
+        documents = np.unique(np.concatenate([one.documents for one in self.seeds]))
+        if len(documents) < FEWEST_DOCUMENTS:
+            return found
         if self.cross_fitted:
             se2 = sum(gain.se**2 for gain in gains) / J**2 + spread / (J - 1)
-        else:
+        else:  # documents of unequal length need more than the linearised standard error
             lowered = sum(one.squared[over] - one.squared[name] for one in self.seeds) / J
-            boot = DocumentBootstrap(len(lowered), 0, self.random_state)
-            se2 = boot.estimate([lowered], [self.seeds[0].totals]).se ** 2 + spread / J
-        mean, se = values.mean(), np.sqrt(se2)
-        half = student.ppf(0.975, J - 1) * se
-        p = float(2 * student.sf(abs(mean) / se, J - 1)) if se > 0 else 1.0 if mean == 0 else 0.0
-        return {"delta_r2": mean, "ci_low": mean - half, "ci_high": mean + half, "sd_seeds": np.sqrt(spread), "p": p}
+            boot = DocumentBootstrap(len(lowered), self.n_boot, self.random_state)
+            shared = boot.estimate([lowered], [self.seeds[0].totals])
+            width = (shared.high - shared.low) / 2 / student.ppf(0.975, np.inf) if shared.se > 0 else 0.0
+            se2 = width**2 + spread / J
+        df, se = min(J, len(documents)) - 1, np.sqrt(se2)
+        if not se > 0:
+            return found | ({"ci_low": 0.0, "ci_high": 0.0, "p": 1.0} if mean == 0 else {})
+        half = student.ppf(0.975, df) * se
+        p = max(float(2 * student.sf(abs(mean) / se, df)), np.finfo(float).tiny)
+        return found | {"ci_low": mean - half, "ci_high": mean + half, "p": p}
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write ``ladder.json`` and ``ladder.npz``; return the JSON's path."""
@@ -295,6 +311,10 @@ class LadderResult:
             return cls(seeds=seeds, notes=tuple(record["notes"]), **{name: record[name] for name in names})
         except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise DataMismatch(f"{path}: the files of this ladder are damaged ({error}); run it again") from None
+
+
+def _figure(row: pd.Series) -> str:
+    return f"{row['delta_r2']:+.5f} [{row['ci_low']:+.5f}, {row['ci_high']:+.5f}]"
 
 
 _LEARNED = ("M3", "M4", "M5")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from neurollm.dictionaries.training.checkpoints import Checkpoint
-from neurollm.errors import DataMismatch
+from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import atomic_path
 from neurollm.interactions.expansions import Expansion
 from neurollm.interactions.ladder_result import SeedErrors
@@ -62,6 +62,12 @@ class Rungs:
         self.state = SEEDS * run["random_state"] + seed
         self._raw_fit, validation = split_documents(inside, options.validation, self.state)
         self._raw_test = test
+        for name, part in (("to fit", self._raw_fit), ("to choose penalties by", validation), ("held out", test)):
+            if len(np.unique(part.documents)) < 2:
+                raise InvalidInput(
+                    f"seed {seed}: only one document is left {name}; a ladder needs two of each kind, so give more "
+                    "documents, fewer seeds, or a larger training.validation"
+                )
         # Errors are computed once, not in every pass.
         parts = (self._raw_fit, validation, test)
         self.fit, self.validation, self.test = (part.with_errors(lambda batch: batch.error) for part in parts)
@@ -177,13 +183,16 @@ class Rungs:
         if control == "gaussian":
             return self._once("gaussian", lambda: tuple(self._gaussian(part, i) for i, part in enumerate(real)))
         if control == "additive":
-            return self._once("additive", lambda: tuple(part.widened(self._unit()) for part in real))
+            units = self._once("units", self._units)
+            return self._once("additive", lambda: tuple(part.widened(units) for part in real))
         return real
 
-    def _unit(self) -> float:
-        """Root mean square of the entries of a code."""
-        entries = sum(batch.code.nnz for batch in self.fit.in_order())
-        return code_length(self.fit) * np.sqrt(self.fit.n_rows / entries)
+    def _units(self) -> np.ndarray:
+        """Root mean square of the entries of each feature; 1 of features that are never active."""
+        sums = np.zeros((2, self.fit.n_features))
+        for batch in self.fit.in_order():
+            sums += [np.asarray(part.sum(0)).ravel() for part in (batch.code.power(2), batch.code != 0)]
+        return np.where(sums[1] > 0, np.sqrt(sums[0] / np.maximum(sums[1], 1)), 1.0)
 
     def _gaussian(self, rows: CodedRows, part: int) -> CodedRows:
         """Errors that are M2 and Gaussian noise of the covariance that M2 leaves."""

@@ -28,7 +28,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -38,6 +38,9 @@ from neurollm.dictionaries.kernels import SparseCode
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import atomic_path, sha256_file, write_json
 from neurollm.random import stream
+
+if TYPE_CHECKING:
+    from neurollm.interactions.rows import CodedRows
 
 FORMAT_VERSION = 1
 CONFIG_FILE, WEIGHTS_FILE = "nfm.json", "nfm_weights.safetensors"
@@ -245,6 +248,11 @@ class NFM:
                 f"{self} was trained on the codes of another dictionary (fingerprint "
                 f"{self.dictionary_fingerprint[:12] or 'unknown'}) than {dictionary} ({dictionary.fingerprint[:12]})"
             )
+
+    def saw(self, rows: CodedRows) -> bool:
+        """Whether the model was fitted, or chosen, on some document of these rows; False if that is not known."""
+        seen = self.provenance.get("documents", {})
+        return seen.get("of") == rows.origin and bool(np.isin(rows.documents, seen["ids"]).any())
 
     def to(self, device: str | torch.device) -> NFM:
         """The same with its weights on another device."""

@@ -50,8 +50,10 @@ from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.interactions.model import NFM, as_places, bi_interaction, hidden_layer
 from neurollm.interactions.rows import CodedRows, coded
 from neurollm.interactions.simulate import SimulatedCodes
+from neurollm.interactions.training import check_counts
 from neurollm.random import stream
 from neurollm.stats.document_bootstrap import DocumentBootstrap, Estimate
+from neurollm.validation import shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +85,7 @@ class PartnerTable:
         Of permuted embeddings: of this candidate, and of the largest of all candidates.
     gain, gain_low, gain_high : ndarray of float, shape (n,)
         Share of the error on tokens with both that their joint effect takes away, and its 95 % interval over documents.
-        On documents of the training it says nothing.
+        On documents of the training it says little; see `seen`.
     h_random : ndarray of float, shape (n,)
         H in a model that has learned nothing.
     ranks : ndarray of int, shape (n, number of other models)
@@ -97,6 +99,8 @@ class PartnerTable:
     top : int
         Partners asked for, and the place up to which one counts as found again by another model.
     alpha : float
+    seen : bool
+        Whether the model was trained, or chosen, on some of the documents.
     """
 
     feature: int
@@ -120,6 +124,7 @@ class PartnerTable:
     error_rms: float
     top: int
     alpha: float
+    seen: bool = False
 
     @property
     def replicated(self) -> np.ndarray:
@@ -140,7 +145,7 @@ class PartnerTable:
         return frame
 
     def verdict(self) -> str:
-        """One sentence."""
+        """The result: what stands out of the null, the strongest partner, and the one that the data confirm most."""
         if not len(self.partner):
             return f"Feature {self.feature} is active with no other feature often enough to look for partners."
         found = ""
@@ -151,14 +156,30 @@ class PartnerTable:
             return f"In this model feature {self.feature} interacts with none of {self.n_candidates} candidates."
         share = 100 * self.h[0] / self.error_rms
         gain, low, high = (100 * limit[0] for limit in (self.gain, self.gain_low, self.gain_high))
-        return (
-            f"Of {self.n_candidates} candidates {self.n_significant} interact with feature {self.feature} at a "
-            f"family-wise {self.alpha:g} ({len(self.null_max)} permutations of the embeddings); the strongest is "
+        lines = [
+            f"Of {self.n_candidates} candidates {self.n_significant} stand out from permuted embeddings as partners of "
+            f"feature {self.feature} at a family-wise {self.alpha:g} ({len(self.null_max)} permutations); the strongest is "
             f"feature {self.partner[0]} with H {self.h[0]:.3g}, {share:.2g} % of the error's norm (without bias "
             f"{self.h_unbiased[0]:.3g}, 95 % CI {self.ci_low[0]:.3g} to {self.ci_high[0]:.3g} over "
             f"{self.n_documents[0]} documents, p = {self.p_fwer[0]:.3g}, {self.h_random[0]:.3g} in a random model), "
             f"which takes {gain:.2g} % of the error away (95 % CI {low:.2g} to {high:.2g}){found}."
-        )
+        ]
+        confirmed = np.flatnonzero(np.nan_to_num(self.gain_low, nan=-1.0) > 0)
+        if len(confirmed):
+            best = confirmed[np.argmax(self.gain[confirmed])]
+            gain, low, high = (100 * limit[best] for limit in (self.gain, self.gain_low, self.gain_high))
+            lines.append(
+                f"Of the {len(self.partner)} in the table feature {self.partner[best]} has the largest gain, {gain:.2g} % "
+                f"(95 % CI {low:.2g} to {high:.2g}, not corrected for choosing it; H {self.h[best]:.3g}, p = "
+                f"{self.p_fwer[best]:.3g})."
+            )
+        if self.n_significant < self.n_candidates:
+            lines.append(
+                "One that does not stand out may be a partner: where many features interact, the null is high."
+            )
+        if self.seen:
+            lines.append("Measured on documents that the model was trained on: gain and rank are optimistic.")
+        return " ".join(lines)
 
 
 def interaction_partners(
@@ -192,8 +213,10 @@ def interaction_partners(
         its embedding to take part in permutations.
     max_tokens : int, default=20000
         Tokens with `feature` to look at, drawn at random where there are more.
-    n_perm, n_boot : int
-        With a hidden layer every permutation costs as much as all of H.
+    n_perm : int, default=199
+        19 or more, and 1 / alpha − 1 or more. With a hidden layer every permutation costs as much as all of H.
+    n_boot : int, default=999
+        100 or more.
     others : sequence of NFM
         Models of other training seeds, for replication.
     alpha : float, default=0.05
@@ -221,7 +244,13 @@ def interaction_partners(
     1
     """
     rows = store.rows if isinstance(store, SimulatedCodes) else coded(store, dictionary)
-    _check(nfm, rows, feature, others, (top, min_coactive, max_tokens, n_perm, n_boot))
+    check_counts(top=top, min_coactive=min_coactive, max_tokens=max_tokens)
+    check_counts(19, n_perm=n_perm)
+    check_counts(100, n_boot=n_boot)
+    check_counts(0, random_state=random_state)
+    _check_alpha(alpha, n_perm)
+    _check(nfm, rows, feature, others)
+    seen = nfm.saw(rows)
     nfm, *others = [model.to("cpu") for model in (nfm, *others)]
     scan = _Scan(rows, nfm, feature, max_tokens, min_coactive, random_state)
     places = _Places(scan)
@@ -256,6 +285,7 @@ def interaction_partners(
         error_rms=scan.error_rms,
         top=top,
         alpha=alpha,
+        seen=seen,
     )
 
 
@@ -424,13 +454,19 @@ def _gain(one: _Places, nfm: NFM, n_boot: int, random_state: int) -> Estimate:
     return DocumentBootstrap(len(documents), n_boot, random_state).estimate([sums[0]], [sums[1]])
 
 
-def _check(nfm: NFM, rows: CodedRows, feature: int, others: Sequence[NFM], numbers: tuple[int, ...]) -> None:
-    if not 0 <= feature < nfm.n_features:
-        raise InvalidInput(f"feature is {feature}; {nfm} has features 0 to {nfm.n_features - 1}")
-    if min(numbers) < 1:
+def _check_alpha(alpha: float, n_perm: int) -> None:
+    if not isinstance(alpha, float | np.floating) or not 0 < alpha < 1:
+        raise InvalidInput(f"alpha must be above 0 and below 1, got {shown(alpha)}")
+    if 1 / (n_perm + 1) > alpha:
         raise InvalidInput(
-            f"top, min_coactive, max_tokens, n_perm and n_boot are {', '.join(map(str, numbers))}; expected 1 or more"
+            f"n_perm is {n_perm}: no p can be {alpha:g} or below; give at least {int(np.ceil(1 / alpha)) - 1}"
         )
+
+
+def _check(nfm: NFM, rows: CodedRows, feature: int, others: Sequence[NFM]) -> None:
+    whole = isinstance(feature, int | np.integer) and not isinstance(feature, bool)
+    if not whole or not 0 <= feature < nfm.n_features:
+        raise InvalidInput(f"feature is {shown(feature)}; {nfm} has features 0 to {nfm.n_features - 1}")
     for model in (nfm, *others):
         if rows.dictionary is not None:
             model.check(rows.dictionary)

@@ -32,6 +32,7 @@ from neurollm.interactions.perturbation_result import PerturbationResult
 from neurollm.models import iter_activations
 from neurollm.progress import Progress
 from neurollm.random import stream
+from neurollm.stats.document_bootstrap import check_draws
 from neurollm.validation import listed, shown
 
 if TYPE_CHECKING:
@@ -70,14 +71,15 @@ def perturbation_test(
         A causal one.
     site : Site
     reconstructions : mapping of str to callable
-        Each takes activations (n, d), a float32 tensor, and returns their reconstruction (n, d), always the same.
+        Each takes activations (n, d), a float32 tensor of its own, and returns their reconstruction (n, d), always the
+        same.
     documents : Corpus, or sequence of str or of token id arrays
-        Held-out ones. The model runs 3 + C (1 + `n_draws` N) times over them, and once up to the site.
+        Held-out ones, each once. The model runs 3 + C (1 + `n_draws` N) times over them, and once up to the site.
     noises : sequence of {"isotropic", "covariance", "shuffled"}
     n_draws : int, default=2
         Noises per token. More make the mean over draws more precise, not the documents more.
     n_boot : int, default=2000
-        Draws of documents; with 0 there are no intervals, and fewer than 10 documents will do.
+        Draws of documents, at least 100; with 0 there are no intervals, and fewer than 10 documents will do.
     random_state : int, default=0
     verbose : int, default=1
 
@@ -89,8 +91,8 @@ def perturbation_test(
     Raises
     ------
     InvalidInput
-        Something of the above is not so, a reconstruction has another shape or is not finite, or fewer than 10
-        documents hold a predicted token.
+        Something of the above is not so, a reconstruction has another shape or is not finite, or, with intervals,
+        fewer than 10 documents hold a predicted token or two of them are the same text.
     NeurollmError
         A replacement did not reach the model's predictions.
 
@@ -112,6 +114,8 @@ def perturbation_test(
             f"perturbation_test: intervals need at least {FEWEST_DOCUMENTS} documents with a predicted token, found "
             f"{len(kept)}; give more documents, or n_boot=0 for no intervals"
         )
+    if n_boot:
+        _refuse_repeated(sequences, kept)
     perturbed = _Perturbed(dict(reconstructions), tuple(noises), n_draws, random_state)
     perturbed.measure(lm, site, sequences, verbose)
     losses = document_losses(lm, site, sequences, perturbed, verbose=verbose)
@@ -125,8 +129,8 @@ def perturbation_test(
         perturbed.collected(losses.ce)[..., kept],
         perturbed.collected(losses.kl)[..., kept],
         np.array([errors.mean_length for errors in perturbed.errors.values()]),
-        n_draws,
-        n_boot,
+        int(n_draws),
+        int(n_boot),
         random_state,
         str(site),
         lm.name,
@@ -156,10 +160,25 @@ def _check(
         raise InvalidInput(
             f"perturbation_test: noises is {shown(noises)}; expected a list of some of {listed(NOISES)}, each once"
         )
-    if n_draws < 1:
-        raise InvalidInput(f"perturbation_test: n_draws must be 1 or more, found {n_draws}")
-    if n_boot and n_boot < FEWEST_DRAWS:
-        raise InvalidInput(f"perturbation_test: n_boot must be {FEWEST_DRAWS} or more, or 0, found {n_boot}")
+    if isinstance(n_draws, bool) or not isinstance(n_draws, int | np.integer) or n_draws < 1:
+        raise InvalidInput(f"perturbation_test: n_draws must be a whole number of at least 1, found {shown(n_draws)}")
+    check_draws(n_boot, "perturbation_test: ", FEWEST_DRAWS)
+
+
+def _refuse_repeated(sequences: list[TokenSequence], kept: list[int]) -> None:
+    """Refuse documents with the very same tokens: intervals take documents for independent."""
+    tokens: dict[int, list[bytes]] = {}
+    for sequence in sequences:
+        tokens.setdefault(sequence.document, []).append(sequence.ids.astype(np.int64).tobytes())
+    first: dict[tuple[bytes, ...], int] = {}
+    repeated = [(one, before) for one in kept if (before := first.setdefault(tuple(tokens[one]), one)) != one]
+    if repeated:
+        one, before = repeated[0]
+        raise InvalidInput(
+            f"perturbation_test: {len(repeated)} of {len(kept)} documents repeat another one (number {one} is the same "
+            f"text as number {before}, from 0), and intervals take documents for independent; give each once, or "
+            "n_boot=0 for no intervals"
+        )
 
 
 class _Perturbed:
@@ -236,7 +255,7 @@ class _Perturbed:
         )
 
     def _reconstructed(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        found = torch.as_tensor(self.reconstructions[name](rows)).to(rows)
+        found = torch.as_tensor(self.reconstructions[name](rows.clone())).to(rows)  # it may work in place
         if found.shape != rows.shape:
             raise InvalidInput(
                 f"perturbation_test: reconstruction {shown(name)} of activations of shape {tuple(rows.shape)} has "

@@ -245,13 +245,15 @@ def _interval(low: float, high: float) -> str:
 
 
 def _judged(rows: pd.DataFrame) -> str:
-    """What the intervals of a condition's ratios say together."""
-    rows = rows[rows["p"].notna()]
-    if not len(rows):
+    """What the intervals of a condition's ratios say, noise by noise."""
+    if rows["p"].isna().all():
         return "(not tested)"
-    if (rows["ratio_low"] > 1).all():
-        return "(worse than every noise tested)"
-    if (rows["ratio_high"] < 1).all():
-        return "(milder than every noise tested)"
-    worse = rows.loc[rows["ratio_low"] > 1, "noise"].tolist()
-    return f"(worse than {', '.join(worse)} noise only)" if worse else "(worse than no noise)"
+    worse, milder, untested = rows["ratio_low"] > 1, rows["ratio_high"] < 1, rows["p"].isna()
+    said = {
+        "worse than": worse,
+        "milder than": milder,
+        "not told apart from": ~(worse | milder | untested),
+        "not tested against": untested,
+    }
+    parts = [f"{words} {' and '.join(rows.loc[which, 'noise'])} noise" for words, which in said.items() if which.any()]
+    return f"({'; '.join(parts)})"

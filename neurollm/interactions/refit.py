@@ -5,14 +5,15 @@ from it (all centred; s̄, φ̄, ē are means over the fitted tokens):
 
     minimise  Σ ‖e − s·W − φ·A − b‖² + λ·t ‖W‖² + μ Σ_j v_j ‖A_j‖²
 
-t is the mean over features of what centring leaves of Σ s_i². With G = SᵀS + λt·I, one Cholesky factor of which
+t is the median over features of what centring leaves of Σ s_i², so that one large feature does not decide
+how much the others are penalised. With G = SᵀS + λt·I, one Cholesky factor of which
 serves all columns ever added to it, ψ = φ − s·G⁻¹Sᵀφ, what the code does not know of φ, and v_j = Σ φ_j ψ_j:
 
     A = (φᵀψ + μ v)⁻¹ (φᵀe − φᵀS G⁻¹ Sᵀe),     W = G⁻¹ (Sᵀe − Sᵀφ·A)
 
 So a model with φ contains the one without it (μ = ∞), with the same penalty on the code,
 and what it explains beyond is due to φ. λ and μ are those of a grid that explain most of
-other documents; both grids hold ∞.
+other documents; both grids hold ∞, and that of λ goes on below its end as long as that is better.
 
 Up to `MOST_EXACT` features G is held and factored (8 F² bytes); above, products with G⁻¹ are found by conjugate
 gradients on the codes.
@@ -33,7 +34,9 @@ from neurollm.interactions.rows import CodedBatch, CodedRows
 
 logger = logging.getLogger("neurollm")
 
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0, np.inf)
+PENALTIES = (100.0, 10.0, 1.0, 1e-1, 1e-2, 1e-3)
+SMALLEST_PENALTY = 1e-12
+ROUNDING = 1e-10  # share of Σ s² below which what centring leaves is rounding
 COLUMN_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
 MOST_EXACT = 16_384
 BATCH = 8192
@@ -82,6 +85,8 @@ class Refit:
     ----------
     bias : ndarray, shape (d,)
         Mean error: the model without codes.
+    constant : ndarray of bool, shape (F,)
+        Features that are never active, or always alike: their weights are 0.
     linear : Solution
         The model with codes alone.
     """
@@ -116,53 +121,75 @@ class Refit:
         self.n = self.fit.n_rows
         self.code_mean, self.bias = codes / self.n, errors / self.n
         self._products = products - np.outer(codes, self.bias)
-        spread = (diagonal - self.n * self.code_mean**2).sum()
-        if not spread > 0:
+        spread = diagonal - self.n * self.code_mean**2
+        self.constant = spread <= ROUNDING * diagonal
+        if self.constant.all():
             raise InvalidInput("the codes do not vary: no feature is active, or all tokens are alike")
-        self.unit = spread / F
+        self.unit = float(np.median(spread[~self.constant]))
+        self._products[self.constant] = 0.0
         if exact:
             gram -= np.outer(codes, self.code_mean)
+            gram[self.constant] = gram[:, self.constant] = 0.0
             self._gram = gram
         else:
-            self._held = sp.vstack(self._held, format="csr")
+            varies = sp.diags(np.float32(~self.constant))
+            self._held = sp.csr_matrix(sp.vstack(self._held, format="csr") @ varies)
 
     def _choose(self) -> Solution:
         """The penalty that explains most of the validation tokens."""
         zero = np.zeros((0, self.fit.d))
-        candidates = [Solution(np.zeros_like(self._products), zero, self.bias, np.inf)]
-        for penalty in PENALTIES[:-1]:
-            self._prepare(penalty)
-            W = self._solve(self._products)
-            candidates.append(Solution(W, zero, self.bias - self.code_mean @ W, penalty))
-        errors = np.zeros(len(candidates))
-        for batch in self.validation.in_order(BATCH):
-            code, error = self._code(batch), _double(batch.error)
-            errors += [np.square(error - code @ one.W - one.b).sum() for one in candidates]
-        return candidates[int(np.argmin(errors))]
+        best = Solution(np.zeros_like(self._products), zero, self.bias, np.inf)
+        least, W, penalty = self._error(best), None, PENALTIES[0]
+        while True:
+            try:
+                self._prepare(penalty)
+            except np.linalg.LinAlgError:  # features that depend on each other, and no penalty to speak of
+                return best
+            W = self._solve(self._products, W)
+            one = Solution(W, zero, self.bias - self.code_mean @ W, penalty)
+            error = self._error(one)
+            if error < least:
+                best, least = one, error
+            below = penalty / 10
+            if below < SMALLEST_PENALTY or (below < 0.5 * PENALTIES[-1] and best is not one):
+                return best
+            penalty = below
+
+    def _error(self, solution: Solution) -> float:
+        """Squared error on the validation tokens."""
+        return sum(
+            float(np.square(_double(batch.error) - self._code(batch) @ solution.W - solution.b).sum())
+            for batch in self.validation.in_order(BATCH)
+        )
 
     def _prepare(self, penalty: float) -> None:
         """Make `_solve` multiply with G⁻¹ of this penalty."""
         from scipy.linalg import cho_factor, cho_solve
 
         if np.isinf(penalty):
-            self._solve = np.zeros_like
+            self._solve = lambda right, start=None: np.zeros_like(right)
         elif self._held is None:
             gram = self._gram.copy()
             np.fill_diagonal(gram, gram.diagonal() + penalty * self.unit)
+            root = np.sqrt(gram.diagonal())[:, None]  # all features alike, so that large ones do not drown small ones
+            gram /= root
+            gram /= root.T
             factor = cho_factor(gram, overwrite_a=True)
-            self._solve = lambda right: cho_solve(factor, right)
+            self._solve = lambda right, start=None: cho_solve(factor, right / root) / root
         else:
-            self._solve = lambda right: self._conjugate_gradients(right, penalty * self.unit)
+            ridge = penalty * self.unit
+            self._solve = lambda right, start=None: self._conjugate_gradients(right, ridge, start)
 
-    def _conjugate_gradients(self, right: np.ndarray, ridge: float) -> np.ndarray:
-        """G⁻¹ · right, column by column at once."""
+    def _conjugate_gradients(self, right: np.ndarray, ridge: float, start: np.ndarray | None = None) -> np.ndarray:
+        """G⁻¹ · right, column by column at once, from where another penalty ended."""
         code, mean = self._held, self.code_mean
         scale = ridge + np.asarray(code.multiply(code).sum(0)).ravel()[:, None]  # Jacobi preconditioner
 
         def times(p: np.ndarray) -> np.ndarray:
             return code.T @ (code @ p) - self.n * np.outer(mean, mean @ p) + ridge * p
 
-        solution, residual = np.zeros_like(right), right.copy()
+        solution = np.zeros_like(right) if start is None else start.copy()
+        residual = right - times(solution) if start is not None else right.copy()
         z = residual / scale
         p, rho = z.copy(), (residual * z).sum(0)
         target = TOLERANCE * np.sqrt(np.square(right).sum(0))
@@ -202,6 +229,7 @@ class Refit:
         for batch in (fit or self.fit).in_order(BATCH):
             moments.add(batch.code, _double(columns(batch.pairing)), _double(batch.error))
         cross, inner, outer, mean = moments.centred(self.code_mean, self.bias)
+        cross[self.constant] = 0.0
         known = self._solve(cross)  # G⁻¹ Sᵀφ
         inner = inner - cross.T @ known
         outer = outer - known.T @ self._products

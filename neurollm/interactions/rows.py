@@ -14,7 +14,7 @@ import hashlib
 import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import scipy.sparse as sp
@@ -23,6 +23,7 @@ import torch
 from neurollm.activations import FeatureIndex
 from neurollm.activations.reader import BlockOrder, read_ahead, rows_per_block
 from neurollm.dictionaries.base import Dictionary, as_tensor
+from neurollm.dictionaries.held_out import shared_texts
 from neurollm.dictionaries.rows import check_rows, encode_rows
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.random import stream
@@ -126,11 +127,11 @@ class CodedRows:
         self._source, self._decode = source, decode
         self._all_documents, self._all_positions = documents, positions
         self.d, self.n_features = sizes
-        self._identity = identity
+        self._identity = self._origin = identity
         self._errors: Callable[[CodedBatch], torch.Tensor] | None = None  # instead of x − x̂
         self._kept, self._numbers = np.arange(len(documents)), np.arange(len(documents))
         self._partner: np.ndarray | None = None  # of each kept row, the row whose code stands in for its own
-        self._unit: float | None = None  # of widened rows
+        self._unit: tuple[sp.dia_matrix, sp.dia_matrix] | None = None  # of widened rows, and its inverse
         self.dictionary: Dictionary | None = None
         self.site: Site | None = None
         self.model_name, self.model_fingerprint = "", ""
@@ -164,6 +165,11 @@ class CodedRows:
             If store, dictionary and folder do not belong together.
         """
         check_rows(dictionary, store)
+        if getattr(getattr(dictionary, "normalisation", None), "needs_input", False):
+            raise InvalidInput(
+                f"{dictionary} scales every token by itself ({dictionary.normalisation.per_token}): its error is a "
+                "product of scale and features, which would pass for interactions; use a dictionary without that"
+            )
         if dictionary.is_transcoder:
             raise InvalidInput(
                 f"{dictionary} is a transcoder, which predicts {dictionary.target_site} and leaves no error at its site"
@@ -283,9 +289,30 @@ class CodedRows:
     def __repr__(self) -> str:
         return f"CodedRows({self.n_rows:,} tokens of {len(np.unique(self.documents)):,} documents, d {self.d})"
 
-    def shares_documents(self, other: CodedRows) -> bool:
-        """Whether both are rows of the same store or arrays, and some document is in both."""
-        return self._identity == other._identity and bool(np.intersect1d(self.documents, other.documents).size)
+    @property
+    def origin(self) -> str:
+        """Identifies the store and the dictionary, or the arrays, that all rows come from."""
+        return hashlib.sha256(self._origin.encode()).hexdigest()
+
+    def shared_documents(self, other: CodedRows) -> list[str]:
+        """Names of documents that are in both: of the same store or arrays, or with the same text or numbers."""
+        if self._origin == other._origin:
+            return [str(document) for document in np.intersect1d(self.documents, other.documents)]
+        stores = [getattr(one._source, "store", None) for one in (self, other)]
+        if None not in stores:
+            return shared_texts(*stores)
+        here, there = self._contents(), other._contents()
+        return [name for content, name in there.items() if content in here]
+
+    def _contents(self) -> dict[str, str]:
+        """Hash of the activations of each document → its number."""
+        digests: dict[int, Any] = {}
+        for batch in self.in_order():
+            documents = self._all_documents[np.searchsorted(self._numbers, batch.rows)]
+            for document in np.unique(documents):
+                rows = np.ascontiguousarray(batch.x.numpy()[documents == document])
+                digests.setdefault(int(document), hashlib.sha256()).update(rows.tobytes())
+        return {digest.hexdigest(): str(document) for document, digest in digests.items()}
 
     def subset(self, mask: np.ndarray) -> CodedRows:
         """The rows where `mask` (n_rows,) is true."""
@@ -329,21 +356,22 @@ class CodedRows:
         there = other_of[here]
         return by_document[first[there] + place % count[there]]
 
-    def widened(self, unit: float) -> CodedRows:
+    def widened(self, units: np.ndarray) -> CodedRows:
         """The same rows with three columns of code for each feature: s, unit · [s ≠ 0] and s² / unit.
 
         A linear map of them is additive over features and curved in each. The `pairing` stays the code itself.
 
         Parameters
         ----------
-        unit : float
-            Typical size of an entry, so that the columns are of about one size.
+        units : ndarray, shape (n_features,)
+            Typical size of each feature's entries, so that its three columns are of about one size.
         """
         if self._partner is not None or self._unit is not None:
             raise InvalidInput("rows that are shuffled or widened cannot be widened")
         other = copy.copy(self)
-        other._unit, other.n_features = unit, 3 * self.n_features
-        other._identity = f"{self._identity} widened {unit!r}"
+        other._unit = (sp.diags(np.float32(units)), sp.diags(1 / np.float32(units)))
+        other.n_features = 3 * self.n_features
+        other._identity = f"{self._identity} widened"
         return other
 
     def with_errors(self, errors: Callable[[CodedBatch], torch.Tensor]) -> CodedRows:
@@ -434,7 +462,7 @@ class CodedRows:
         error = x if self._decode is None else x - self._decode(code, x)
         batch = CodedBatch(rows, code, x, error, code if pairing is None else pairing)
         if self._unit is not None:
-            parts = [code, self._unit * code.sign(), code.power(2) / self._unit]
+            parts = [code, code.sign() @ self._unit[0], code.power(2) @ self._unit[1]]
             batch = replace(batch, code=sp.csr_matrix(sp.hstack(parts, format="csr"), dtype=np.float32))
         return batch if self._errors is None else _with_error(batch, self._errors(batch))
 
@@ -465,18 +493,20 @@ def coded(store: ActivationStore | CodedRows, dictionary: Dictionary | None, *, 
     InvalidInput
         If a dictionary is missing, or is one too many.
     """
+    if isinstance(getattr(store, "rows", None), CodedRows):
+        store = store.rows  # simulated
     if isinstance(store, CodedRows):
         known = store.dictionary
         if dictionary is not None and (known is None or known.fingerprint != dictionary.fingerprint):
             raise DataMismatch(f"the coded rows are not those of {dictionary}; give its own, or no dictionary")
         return store
-    if dictionary is None:
-        raise InvalidInput("a store needs the dictionary whose errors are to be explained")
     if not hasattr(store, "columns"):
         raise InvalidInput(
             f"expected an activation store or CodedRows, got a {type(store).__name__}; arrays become coded rows with "
-            "CodedRows.from_arrays"
+            "CodedRows.from_arrays, a path a store with ActivationStore"
         )
+    if dictionary is None:
+        raise InvalidInput("a store needs the dictionary whose errors are to be explained")
     return CodedRows.of(store, dictionary, verbose=verbose)
 
 

@@ -76,7 +76,7 @@ class InteractionTraining:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < np.inf:
+        if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < np.inf):
             raise InvalidInput(f"training: learning_rate must be above 0 and finite, got {self.learning_rate!r}")
         check_counts(where="training: ", batch_size=self.batch_size, evaluations=self.evaluations)
         for name in ("warmup", "decay"):
@@ -92,6 +92,11 @@ class InteractionTraining:
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise InvalidInput(f"training: device {device!r} cannot be used here: {reason}") from None
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
@@ -316,8 +321,9 @@ def train_nfm(
         raise InvalidInput(f"readout is {readout!r}; use linear or mlp")
     check_counts(rank=rank, n_tokens=n_tokens)
     check_counts(2, top_n=top_n)
+    check_counts(0, random_state=random_state)
     rows = coded(store, dictionary, verbose=verbose)
-    options = (training or InteractionTraining()).resolve()
+    options = resolved(training)
     parts = split_documents(rows, options.validation, random_state)
     fit, validation = (part.with_errors(lambda batch: batch.error) for part in parts)  # computed once
     n_tokens = n_tokens or default_tokens(fit, options)
@@ -364,14 +370,24 @@ def _train(
     expansion = learn(learner, run["n_tokens"], checkpoint, verbose)
     solution = None if ridge is None else ridge.with_columns(expansion.columns)
     nfm = _assemble(learner, solution, fit)
+    seen = np.union1d(fit.documents, validation.documents).tolist()
+    nfm.provenance |= {"documents": {"of": fit.origin, "ids": seen}}
     nfm.provenance |= {"run": run, **_quality(nfm, ridge, validation), "history": learner.counters["history"]}
     return nfm
+
+
+def resolved(training: InteractionTraining | None) -> InteractionTraining:
+    """Options with every default worked out; InvalidInput if they are something else."""
+    if training is not None and not isinstance(training, InteractionTraining):
+        raise InvalidInput(f"training takes an InteractionTraining, got a {type(training).__name__}")
+    return (training or InteractionTraining()).resolve()
 
 
 def check_counts(least: int = 1, where: str = "", **counts: int | None) -> None:
     """Refuse what is no whole number of at least `least`; None passes."""
     for name, value in counts.items():
-        if value is not None and not (isinstance(value, int | np.integer) and value >= least):
+        whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+        if value is not None and not (whole and value >= least):
             raise InvalidInput(f"{where}{name} must be a whole number of at least {least}, got {value!r}")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import atomic_path, sha256_file, write_json
+from neurollm.interactions.coupling import SAME
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -95,10 +96,19 @@ class WeightReport:
         lines += [self._norms(alpha)] if len(self.coupling) else []
         return "\n".join([*lines, *self._two_kinds(alpha)])
 
+    def _can_tell(self, alpha: float) -> bool:
+        """Whether there are enough random models for any p to be as small as alpha."""
+        return 1 / (self.n_random + 1) <= alpha
+
     def _means(self, alpha: float) -> str:
         tested = self.table[self.table["p_fwer"].notna()]
         found = tested[tested["p_fwer"] <= alpha]
         least = 1 / (self.n_random + 1)
+        if not self._can_tell(alpha):
+            return (
+                f"Whether {len(tested)} statistics of weights differ from models with random weights cannot be told "
+                f"with {self.n_random} of them (smallest p possible {least:.2g}, above {alpha:g}): increase n_random."
+            )
         of = (
             f"{len(tested)} statistics of weights differ from {self.n_random} models with random weights (family-wise "
             f"p ≤ {alpha:g}, smallest p possible {least:.2g})"
@@ -124,6 +134,10 @@ class WeightReport:
             f"feature {best} has the largest Gini coefficient, {values[best]:.3f}; the largest of a random model is "
             f"{row['null_max']:.3f} on average, p = {p[best]:.2g}, corrected for features and not for kinds of vectors"
         )
+        if not self._can_tell(alpha):
+            return (
+                f"Whether any of the {kind} is selective cannot be told with {self.n_random} random models: {beside}."
+            )
         if not found:
             return f"No selective {kind}: {beside}."
         return f"{found:,} of {self.n_features:,} {kind} are more concentrated than random ones ({beside})."
@@ -139,14 +153,32 @@ class WeightReport:
             f"{row['shuffled_mean']:.2f})"
             for name, row in shares.iterrows()
         )
-        covered = shares["p_init"] > alpha
-        which = "each is" if covered.all() else f"{int(covered.sum())} of {len(covered)} are"
-        what = (
-            f"{which} reproduced by a model that learned nothing"
-            if covered.any()
-            else (f"they exceed those of a model that learned nothing by at most {shares['excess'].abs().max():.3f}")
+        return (
+            f"Norms: squared decoder norms and shares of norms are mathematically coupled: {told}; "
+            f"{self._reproduced(shares, alpha)}."
         )
-        return f"Norms: squared decoder norms and shares of norms are mathematically coupled: {told}; {what}."
+
+    def _reproduced(self, shares: pd.DataFrame, alpha: float) -> str:
+        """How many correlations random models have too, how many they have not, and of how many it is unknown."""
+        if not self._can_tell(alpha):
+            return f"whether a model that learned nothing reproduces them cannot be told with {self.n_random} draws"
+        differ = shares["p_init"] <= alpha
+        inside = (shares["r"] >= shares["init_min"] - SAME) & (shares["r"] <= shares["init_max"] + SAME) & ~differ
+        if inside.all():
+            return "each is reproduced by a model that learned nothing"
+        parts = []
+        if inside.any():
+            parts.append(f"reproduced by a model that learned nothing: {int(inside.sum())} of {len(shares)}")
+        if differ.any():
+            furthest = shares.loc[differ, "excess"].abs().max()
+            parts.append(
+                f"unlike those of models that learned nothing: {int(differ.sum())} of {len(shares)} (p ≤ "
+                f"{shares.loc[differ, 'p_init'].max():.2g}, by up to {furthest:.3f})"
+            )
+        unknown = len(shares) - int(inside.sum()) - int(differ.sum())
+        if unknown:
+            parts.append(f"cannot be told with {self.n_random} draws: {unknown} of {len(shares)}")
+        return "; ".join(parts)
 
     def _two_kinds(self, alpha: float) -> list[str]:
         lines = []
@@ -154,9 +186,12 @@ class WeightReport:
             if not np.isfinite(row.dip):
                 lines.append(f"Squared norms of {row.vectors} do not vary.")
                 continue
-            two = row.p_uniform <= alpha and row.p_dip <= alpha
+            two = row.p_uniform <= alpha and (row.p_dip <= alpha or not self._can_tell(alpha))
+            several = "more than one mode" if two else "no second mode"
+            if two and not self._can_tell(alpha):
+                several += f"; whether those of random initialisation do cannot be told with {self.n_random} draws"
             lines.append(
-                f"Squared norms of {row.vectors} have {'more than one mode' if two else 'no second mode'}: dip "
+                f"Squared norms of {row.vectors} have {several}: dip "
                 f"{row.dip:.3g} (p = {row.p_uniform:.2g} against unimodality, p = {row.p_dip:.2g} against random "
                 f"initialisation), ΔBIC of two normal distributions {row.delta_bic:,.0f} (random initialisation "
                 f"{row.delta_bic_null_mean:,.0f})."
