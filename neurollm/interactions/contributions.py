@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from neurollm.dictionaries.base import Dictionary
     from neurollm.interactions.model import NFM
-    from neurollm.interactions.rows import CodedBatch, CodedRows
+    from neurollm.interactions.rows import CodedBatch, CodedRows, coded
 
 FEWEST_DOCUMENTS = 10  # of an interval
 ENTRIES = 2**22  # numbers of the removal of single features held at a time
@@ -59,6 +59,8 @@ class Contributions:
     constant_pooled : int
         Columns of B that are the same for all tokens, of `rank`.
     d, rank : int
+    seen : bool
+        Whether the model was trained, or chosen, on some of these documents.
     """
 
     table: pd.DataFrame
@@ -70,6 +72,7 @@ class Contributions:
     constant_pooled: int
     d: int
     rank: int
+    seen: bool = False
 
     def to_frame(self) -> pd.DataFrame:
         """One row per quantity."""
@@ -101,6 +104,7 @@ class Contributions:
             f"{told('both')}; beyond the linear one the interaction adds {told('interaction', 'unique')}. It has "
             f"{self.value('magnitude share', 'interaction'):.1%} of the output's magnitude, which is no share of "
             f"anything explained.{constant}"
+            + (" Measured on documents that the model was trained on: shares are optimistic." if self.seen else "")
         )
 
 
@@ -147,6 +151,7 @@ def contributions(
     (1.0, 0.0)
     """
     check_draws(n_boot, "contributions: ")
+    rows = coded(rows, None)
     if (rows.n_features, rows.d) != (nfm.n_features, nfm.d):
         raise DataMismatch(
             f"contributions: the rows have {rows.n_features:,} features and d {rows.d}; {nfm} has {nfm.n_features:,} "
@@ -175,6 +180,7 @@ def contributions(
         constant_pooled=pooled.constant(),
         d=nfm.d,
         rank=nfm.rank,
+        seen=nfm.saw(rows),
     )
 
 

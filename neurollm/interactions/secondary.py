@@ -33,15 +33,15 @@ from neurollm.interactions.derived import DerivedStore
 from neurollm.interactions.features import SECONDARY, FeaturesOfCode
 from neurollm.interactions.model import NFM
 from neurollm.interactions.rows import CodedBatch, CodedRows, coded
-from neurollm.interactions.simulate import SimulatedCodes
 from neurollm.random import stream
-from neurollm.stats.document_bootstrap import METHOD, DocumentBootstrap, Estimate
+from neurollm.stats.document_bootstrap import METHOD, DocumentBootstrap, Estimate, check_draws
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from neurollm.activations import ActivationStore
     from neurollm.dictionaries.base import Dictionary
+    from neurollm.interactions.simulate import SimulatedCodes
 
 NULLS = ("shuffled", "random")
 
@@ -200,7 +200,8 @@ def train_secondary(
     DataMismatch
         If model, dictionary and data do not belong together.
     """
-    rows = store.rows if isinstance(store, SimulatedCodes) else coded(store, dictionary)
+    check_draws(n_boot, "train_secondary: ")
+    rows = coded(store, dictionary)
     if (nfm.n_features, nfm.d) != (rows.n_features, rows.d):
         raise DataMismatch(f"{nfm} with {nfm.d} dimensions does not belong to {rows}, {rows.n_features} features")
     dictionary = rows.dictionary

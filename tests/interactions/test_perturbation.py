@@ -17,7 +17,6 @@ from neurollm.interactions.perturbation import _Errors, _Perturbed, perturbation
 from neurollm.interactions.perturbation_result import PerturbationResult
 from neurollm.models import Site
 from neurollm.random import stream
-from neurollm.stats.document_bootstrap import DocumentBootstrap
 
 SITE = Site(3)
 
@@ -100,12 +99,14 @@ def test_differences_are_paired_and_antisymmetric_in_value(result):
 
 def test_result_in_words_and_on_disk(result, tmp_path):
     text = result.verdict()
-    assert "12 documents" in text and "'noise'" in text and "undefined" in text and "worse than no noise" in text
+    assert "12 documents" in text and "'noise'" in text and "undefined" in text
     assert "'identity': KL 0 nats" in text and "(not tested)" in text
+    assert "(not told apart from isotropic and covariance and shuffled noise)" in text
+    assert "(milder than isotropic noise; not told apart from shuffled noise; not tested against covariance" in text
     ratios = result.differences().query("quantity == 'log_ratio'")
     assert f"of {ratios['p'].notna().sum()} comparisons" in text
     silent = dataclasses.replace(result, n_boot=0).verdict()
-    assert "comparisons" not in silent and "worse" not in silent and silent.count("(not tested)") == 5
+    assert "comparisons" not in silent and "told apart" not in silent and silent.count("(not tested)") == 5
     loaded = PerturbationResult.load(result.save(tmp_path))
     assert loaded.verdict() == text and loaded.to_frame().equals(result.to_frame())
     path = tmp_path / "perturbation.json"
@@ -123,6 +124,31 @@ def test_result_in_words_and_on_disk(result, tmp_path):
     path.write_text(json.dumps(plain))
     with pytest.raises(DataMismatch, match="missing"):
         PerturbationResult.load(path)
+
+
+def test_verdict_says_of_each_noise_whether_the_error_is_worse(result):
+    """The ratio of a condition to its three noises: above 1, below 1, and between."""
+    one = 1 + np.linspace(-0.1, 0.1, 12)
+    kl = np.stack([one, one[::-1] / 3, one[::-1] * 3, one[::-1]])[None]
+    picked = {"conditions": ("a",), "kl": kl, "ce": 1 + kl, "error_length": np.ones(1)}
+    text = dataclasses.replace(result, **picked).verdict()
+    assert "(worse than isotropic noise; milder than covariance noise; not told apart from shuffled noise)" in text
+    worse = np.stack([one, *[one[::-1] / 3] * 3])[None]
+    text = dataclasses.replace(result, **picked | {"kl": worse}).verdict()
+    assert "(worse than isotropic and covariance and shuffled noise)" in text
+
+
+def test_a_reconstruction_that_works_in_place_is_like_one_that_does_not(demo_lm, texts):
+    def run(first):
+        conditions = {"first": first, "second": lambda x: 0.9 * x}
+        return perturbation_test(
+            demo_lm, SITE, conditions, texts[:3], noises=["shuffled"], n_draws=1, n_boot=0, verbose=0
+        )
+
+    in_place, copied = run(lambda x: x.mul_(0.5)), run(lambda x: x * 0.5)
+    np.testing.assert_array_equal(in_place.kl, copied.kl)
+    np.testing.assert_array_equal(in_place.ablated, copied.ablated)
+    assert in_place.error_length.tolist() == copied.error_length.tolist() and in_place.error_length[0] > 1
 
 
 # --- the noise -------------------------------------------------------------------------------------------------------
@@ -207,78 +233,6 @@ def test_batches_and_repetition_do_not_change_the_result(demo_lm, demo_dictionar
     assert first.to_frame()["ratio_low"].isna().all() and np.isfinite(first.to_frame()["ratio"]).all()
 
 
-# --- inference -------------------------------------------------------------------------------------------------------
-
-
-def planted(seed, n=16, tokens=40, draws=2, ratio=1.0):
-    """Sums of KL by document: of a condition, of noise averaged over draws, and numbers of tokens."""
-    rng = np.random.default_rng(seed)
-    counts = rng.integers(tokens // 2, 2 * tokens, n)
-    own, beside = np.exp(0.6 * rng.standard_normal((2, n)) + 0.6 * rng.standard_normal(n))
-    sums = [np.array([rng.gamma(2, mean / 2, (d, c)).mean(0).sum() for mean, c in zip(means, counts, strict=True)])
-            for means, d in ((ratio * own, 1), (beside, draws))]  # fmt: skip
-    return *sums, counts
-
-
-def test_interval_is_the_studentised_bootstrap_written_out():
-    own, beside, _ = planted(3)
-    found = DocumentBootstrap(16, 200, 5).estimate([own], [beside], log=True)
-    weights = stream(5, "perturbation documents", 0).multinomial(16, np.full(16, 1 / 16), 200)
-
-    def figures(a, b):
-        influence = a / a.sum() - b / b.sum()
-        return np.log(a.sum() / b.sum()), np.sqrt(16 / 15 * (influence**2).sum())
-
-    value, error = figures(own, beside)
-    drawn = [figures(np.repeat(own, w), np.repeat(beside, w)) for w in weights]
-    t = np.sort([abs(one - value) / spread for one, spread in drawn])[::-1]
-    half = t[9] * error  # the 10th of 201 · .05
-    assert (found.value, found.low, found.high) == pytest.approx(tuple(np.exp([value, value - half, value + half])))
-    assert found.p == pytest.approx((1 + np.sum(t >= abs(value) / error)) / 201)
-    leave_one_out = [np.log(np.delete(own, i).sum() / np.delete(beside, i).sum()) for i in range(16)]
-    assert error == pytest.approx(np.std(leave_one_out) * np.sqrt(15), rel=0.15)  # the jackknife, another way
-
-
-def test_more_tokens_or_draws_do_not_shrink_the_interval_between_documents():
-    boot = DocumentBootstrap(16, 500)
-    own, beside, n = planted(0)
-
-    def width(found):
-        return np.log(found.high / found.low)
-
-    once = boot.estimate([own], [beside], log=True)
-    repeated = boot.estimate([own * 10], [beside * 10], log=True)  # every token ten times
-    assert (repeated.low, repeated.high, repeated.p) == pytest.approx((once.low, once.high, once.p))
-    kl = [boot.estimate([own * k], [n * k], log=True) for k in (1, 10)]
-    assert kl[0].low == pytest.approx(kl[1].low) and kl[0].high == pytest.approx(kl[1].high)
-    # New tokens and draws from the same documents do not help either: documents differ.
-    widths = [
-        np.mean([width(boot.estimate(*([x] for x in planted(s, **k)[:2]), log=True)) for s in range(20)])
-        for k in ({}, {"draws": 20}, {"tokens": 400})
-    ]
-    assert widths[1] > 0.85 * widths[0] and widths[2] > 0.85 * widths[0]
-
-
-def test_coverage_and_level_over_documents():
-    """Documents of a common law: the interval of the ratio and the test of a difference hold."""
-    boot = DocumentBootstrap(16, 199)
-    covered = rejected = found = 0
-    for seed in range(300):
-        own, beside, _ = planted(seed, ratio=1.5)
-        other, noise, _ = planted(10_000 + seed, ratio=1.5)
-        covered += (lambda e: e.low <= 1.5 <= e.high)(boot.estimate([own], [beside], log=True))
-        null = boot.estimate([own, 0.2 * other], [beside, 0.2 * noise], signs=(1, -1), log=True)
-        assert (null.p <= 0.05) == (null.low > 1 or null.high < 1)  # interval and test agree
-        rejected += null.p <= 0.05
-        found += boot.estimate([4 * own, other], [beside, noise], signs=(1, -1), log=True).p <= 0.05
-    assert covered >= 273 and rejected <= 27 and found > 210
-
-
-def test_equal_documents_have_no_interval():
-    same = DocumentBootstrap(12, 200).estimate([np.full(12, 3.0)], [np.full(12, 2.0)], log=True)
-    assert same.value == pytest.approx(1.5) and np.isnan([same.low, same.high, same.p]).all()
-
-
 # --- wrong calls -----------------------------------------------------------------------------------------------------
 
 
@@ -299,10 +253,29 @@ def test_wrong_calls_are_told(demo_lm, texts):
         "each once": {"noises": ["isotropic", "isotropic"]},
         "some of 'isotropic'": {"noises": ["white"]},
         "n_draws must": {"n_draws": 0},
-        "n_boot must": {"n_boot": 5},
+        "n_boot must be a whole number of at least 100, or 0 .*, found 5": {"n_boot": 5},
+        "2 of 14 documents repeat another one .number 12 is the same text as number 3": {
+            "documents": [*texts, texts[3], texts[0]]
+        },
     }.items():
         with pytest.raises(InvalidInput, match=match):
             call(**arguments)
+
+
+@pytest.mark.parametrize("name", ["n_draws", "n_boot"])
+@pytest.mark.parametrize("value", [1.5, "200", None, True, 200.0, -200])
+def test_counts_are_checked_before_anything_is_computed(demo_lm, texts, name, value):
+    def never(x):
+        raise AssertionError("computed")
+
+    with pytest.raises(InvalidInput, match=f"{name} must be a whole number"):
+        perturbation_test(demo_lm, SITE, {"a": never}, texts, verbose=0, **{name: value})
+
+
+def test_repeated_documents_are_allowed_without_intervals(demo_lm, texts):
+    call = {"noises": ["isotropic"], "n_draws": 1, "n_boot": 0, "verbose": 0}
+    found = perturbation_test(demo_lm, SITE, {"half": lambda x: x / 2}, [texts[0], texts[0], texts[1]], **call)
+    assert found.documents.tolist() == [0, 1, 2] and found.clean[0] == pytest.approx(found.clean[1])
 
 
 def test_a_hook_without_effect_is_refused(demo_lm, texts, monkeypatch):

@@ -104,7 +104,7 @@ def test_dimensions_without_structure_do_not_beat_the_shuffled(simulated):
 
 def test_figures_are_those_of_the_held_out_documents(simulated):
     nfm = nfm_of()
-    fit = train_secondary(nfm, simulated, None, 16, 2, 2000, held_out=0.1, n_boot=9, verbose=0, training=OPTIONS)
+    fit = train_secondary(nfm, simulated, None, 16, 2, 2000, held_out=0.1, n_boot=19, verbose=0, training=OPTIONS)
     pooled = nfm.interactions(simulated.codes)
     chosen = stream(0, "secondary.held_out").permutation(np.unique(simulated.documents))[:10]
     pooled = pooled[np.isin(simulated.documents, chosen)]
@@ -119,7 +119,7 @@ def test_raw_activations_become_secondary_features(demo_dictionary, tmp_path):
     nfm = nfm_of(n_features=demo_dictionary.n_features, d=256)
     rows = CodedRows.from_arrays(demo_dictionary.encode_sparse(x), x, documents=np.arange(800) // 20)
     rows.dictionary = demo_dictionary
-    fit = train_secondary(nfm, rows, None, 16, 2, 2000, n_boot=9, verbose=0, training=OPTIONS)
+    fit = train_secondary(nfm, rows, None, 16, 2, 2000, n_boot=19, verbose=0, training=OPTIONS)
     secondary = fit.dictionary
     pooled = nfm.interactions(demo_dictionary.encode_sparse(x))
     assert torch.equal(secondary.encode(x), fit.sae.encode(pooled))
@@ -135,12 +135,12 @@ def test_raw_activations_become_secondary_features(demo_dictionary, tmp_path):
 
 def test_a_training_goes_on_from_its_folder(simulated, tmp_path):
     call = (nfm_of(), simulated, None, 16, 2, 2000)
-    first = train_secondary(*call, n_boot=9, verbose=0, out=tmp_path, training=OPTIONS)
+    first = train_secondary(*call, n_boot=19, verbose=0, out=tmp_path, training=OPTIONS)
     assert sorted(folder.name for folder in tmp_path.iterdir()) == ["random", "shuffled", "trained"]
-    again = train_secondary(*call, n_boot=9, verbose=0, out=tmp_path, training=OPTIONS)
+    again = train_secondary(*call, n_boot=19, verbose=0, out=tmp_path, training=OPTIONS)
     assert again.sae.fingerprint == first.sae.fingerprint and again.fvu == first.fvu
     with pytest.raises(DataMismatch):
-        train_secondary(nfm_of(1), *call[1:], n_boot=9, verbose=0, out=tmp_path, training=OPTIONS)
+        train_secondary(nfm_of(1), *call[1:], n_boot=19, verbose=0, out=tmp_path, training=OPTIONS)
 
 
 def test_what_cannot_be_is_refused(simulated, fit, demo_dictionary):
