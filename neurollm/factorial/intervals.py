@@ -97,7 +97,7 @@ def cell_frames(
     levels = design.levels(table.obs)
     names = list(itertools.product(*levels.values()))
     features, labels = np.asarray(features), np.array(table.items)
-    values, cells, items = np.asarray(table.values, float), [], []
+    values, cells, items, order = np.asarray(table.values, float), [], [], []
     for numbers, rows in cell_groups(table):
         own = values[rows]
         mean, low, high = cell_intervals(own)
@@ -106,10 +106,9 @@ def cell_frames(
             cell = dict(zip(levels, names[number], strict=True))
             told = {"n_items": len(rows), "interval": WITHIN if len(numbers) > 1 else BETWEEN}
             interval = {"mean": mean[place], "ci_low": low[place], "ci_high": high[place]}
-            cells.append(pd.DataFrame({"column": features, **cell, **interval, **told, "_cell": number}))
+            cells.append(pd.DataFrame({"column": features, **cell, **interval, **told}))
+            order.append(len(table.cells) * np.arange(len(features)) + number)
             flat = {"column": np.repeat(features, len(item)), "item": np.tile(item, len(features))}
             items.append(pd.DataFrame({**flat, **cell, "mean": own[:, place].T.ravel()}))
-    frame = pd.concat(cells, ignore_index=True)
-    order = {feature: place for place, feature in enumerate(features.tolist())}
-    frame = frame.sort_values(["column", "_cell"], key=lambda c: c.map(order) if c.name == "column" else c)
-    return frame.drop(columns="_cell").reset_index(drop=True), pd.concat(items, ignore_index=True)
+    frame = pd.concat(cells, ignore_index=True).iloc[np.argsort(np.concatenate(order), kind="stable")]
+    return frame.reset_index(drop=True), pd.concat(items, ignore_index=True)

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neurollm.errors import DataMismatch, InvalidInput
-from neurollm.files import atomic_path, write_json
+from neurollm.files import atomic_path, sha256_file, sha256_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = "neurollm.FactorialStudy"
-VERSION = 1
+VERSION = 2
 FILE = "factorial.json"
 _TABLES = {
     "tests": "tests.parquet",
@@ -54,6 +54,7 @@ class FactorialStudy:
     p_methods : dict from effect to str
         Where the uncorrected p come from (see `neurollm.glm.tails`).
     discovery, alpha : float
+        Share of the items in discovery, as reached; level.
     random_state : int
     signed : bool
         Some candidates have negative values: log1p stands for sign(x)·log(1 + |x|).
@@ -105,8 +106,8 @@ class FactorialStudy:
         DataFrame
             ``column, effect``; ``order`` (1: main effect); ``scale``; ``chosen`` (whether for this effect) and
             ``chosen_for``; ``t_discovery`` (raw); ``estimate, ci_low, ci_high`` (first minus last level, 95 %; on the
-            rank scale in ranks), ``t, df, p``, and ``p_fwer, q``, corrected over the columns that were chosen for
-            this effect or, for the others, over the others. NaN where a column could not be tested.
+            rank scale in ranks), ``t, df, p``, and ``p_fwer, q``, corrected over all candidates, for this effect and
+            scale. NaN where a column could not be tested.
         """
         return self.tests.copy()
 
@@ -127,10 +128,11 @@ class FactorialStudy:
         Returns
         -------
         DataFrame
-            ``column, kind, reason``; the preferred level of each factor; ``interaction`` (estimate in the preferred
-            cell); ``significant, survives, removable, crossover`` of the interaction; ``p_crossover``;
-            ``t_conjunction, p_conjunction, q_conjunction``; ``p_superadditive, p_ordered, share_alone``. See
-            `neurollm.factorial.units`.
+            ``column, kind, reason``; the preferred level of each factor; ``turned`` (whether the column was looked at
+            with its sign exchanged); ``interaction`` (estimate in the preferred cell, of the column as it is);
+            ``significant, survives, removable, crossover`` of the interaction; ``p_crossover``;
+            ``t_conjunction, p_conjunction, q_conjunction``; ``p_superadditive, p_little, p_ordered, p_subadditive,
+            share_alone``. See `neurollm.factorial.units`.
 
         Raises
         ------
@@ -183,11 +185,12 @@ class FactorialStudy:
         chosen = self.tests[(self.tests["scale"] == "raw") & self.tests["chosen"]]
         found = chosen.assign(found=chosen["p_fwer"] <= self.alpha).groupby("effect", sort=False)["found"]
         counts = ", ".join(f"{name} in {int(one.sum())} of {len(one)}" for name, one in found)
-        most = max(self.n_perm_used.values())
+        least = min(self.n_perm_used.values())
         text = (
             f"Of {self.n_columns:,} columns, {len(self.candidates)} were chosen on {self.n_items_discovery} items and "
             f"tested on {self.n_items_test} others: significant at family-wise p ≤ {self.alpha:g} are {counts} "
-            f"(of those chosen for the effect; {most:,} shufflings)."
+            f"(of those chosen for the effect; p of each effect over all candidates, {least:,} of {self.n_perm:,} "
+            "shufflings)."
         )
         crossed = self.verdicts[(self.verdicts["order"] > 1) & self.verdicts["significant"]]
         if len(crossed):
@@ -211,8 +214,11 @@ class FactorialStudy:
         plain = {
             field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name not in _TABLES
         }
-        tables = [name for name in _TABLES if getattr(self, name) is not None]
-        write_json(folder / FILE, {"format": FORMAT, "version": VERSION, "tables": tables, **plain})
+        digests = {
+            name: sha256_file(folder / file) for name, file in _TABLES.items() if getattr(self, name) is not None
+        }
+        plain = json.loads(json.dumps({"tables": digests, **plain}))
+        write_json(folder / FILE, {"format": FORMAT, "version": VERSION, "digest": sha256_json(plain), **plain})
         return folder / FILE
 
     @classmethod
@@ -229,14 +235,19 @@ class FactorialStudy:
         InvalidInput
             There is no study.
         DataMismatch
-            It is damaged, or was written by another version.
+            It is damaged or was changed, a table is of another study, or it was written by another version.
         """
         import pandas as pd
 
         path = Path(folder) / FILE
         plain = _read(path)
         try:
+            if plain.pop("digest") != sha256_json(plain):
+                raise ValueError(f"{FILE} was changed after it was written")
             tables = plain.pop("tables")
+            for name, digest in tables.items():
+                if sha256_file(path.with_name(_TABLES[name])) != digest:
+                    raise ValueError(f"{_TABLES[name]} is not the table that was written with it")
             frames = {
                 name: pd.read_parquet(path.with_name(file)) if name in tables else None
                 for name, file in _TABLES.items()

@@ -4,7 +4,8 @@ An interaction is a difference of differences, so its size, and whether there is
 the activation; a main effect's direction does not. Three scales are tested side by side:
 
 * ``raw``: the item means as they are;
-* ``log1p``: sign(x)·log(1 + |x|) of every trial, before averaging (for x ≥ 0 this is log(1 + x));
+* ``log1p``: sign(x)·log(1 + |x|/c) of every trial, before averaging, where c is the column's typical size: the median
+  of its |x| that are not zero, in the trials of discovery. Without c the result would depend on the unit of x;
 * ``rank``: aligned ranks (Hodges & Lehmann 1962; Higgins & Tashtoush 1994). All *other* effects and the covariates are
   removed first and what is left is ranked over items. Ranks of the values themselves are bent by strong main effects:
   between items their interaction test is too liberal with unequal cells and finds nothing with equal ones (Thompson
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from neurollm.designs import Contrast, FactorialDesign, ItemTable
+from neurollm.factorial.variances import unequal_variances
 from neurollm.glm import FeatureGLM
 from neurollm.stats.arrays import combine_rows
 
@@ -51,6 +53,19 @@ def signed_log1p(X: np.ndarray) -> np.ndarray:
     """
     X = np.asarray(X, float)
     return np.sign(X) * np.log1p(np.abs(X))
+
+
+def typical_size(X: np.ndarray) -> np.ndarray:
+    """Median of |x| over the values of a column that are neither zero nor infinite; 1 where there is none.
+
+    Examples
+    --------
+    >>> typical_size(np.array([[0.0, 0.0], [-2.0, 0.0], [4.0, 0.0]])).tolist()
+    [3.0, 1.0]
+    """
+    size = np.abs(np.asarray(X, float))
+    found = [column[(column > 0) & np.isfinite(column)] for column in size.T]
+    return np.array([np.median(column) if column.size else 1.0 for column in found])
 
 
 def aligned(table: ItemTable, design: FactorialDesign, contrast: Contrast) -> ItemTable:
@@ -88,6 +103,7 @@ def effect_on_scale(
     effect: Contrast,
     scale: str,
     *,
+    unit: np.ndarray | float = 1.0,
     features: Sequence[Any],
     n_perm: int,
     random_state: int,
@@ -102,6 +118,8 @@ def effect_on_scale(
     effect : Contrast
         Of ``design.effects(obs)``.
     scale : {"raw", "log1p", "rank"}
+    unit : ndarray of shape (C,), default=1
+        What log1p divides by, see `typical_size`.
     features : sequence, length C
         Ids of the columns; p_FWER is corrected over them.
     n_perm, random_state : int
@@ -112,11 +130,15 @@ def effect_on_scale(
     """
     options: dict[str, Any] = {"n_perm": n_perm, "random_state": random_state}
     if scale == "log1p":
-        X = signed_log1p(X)
+        X = signed_log1p(X / unit)
     elif scale == "rank":
         table = design.table(obs, X)
         table = aligned(table, design, effect)
         X, obs, options["scale"] = table.values, table.obs, "rank"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the result keeps them; the study tells each once
-        return FeatureGLM(design, **options).fit(X, obs, features=features).compute_contrast(effect)
+        glm = FeatureGLM(design, **options).fit(X, obs, features=features)
+        result = glm.compute_contrast(effect)
+        return (
+            result if scale == "rank" else unequal_variances(result, glm.table_, design, effect, n_perm, random_state)
+        )

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,7 +32,8 @@ from scipy import sparse
 from neurollm.designs import FactorialDesign
 from neurollm.errors import InvalidInput
 from neurollm.random import stream
-from neurollm.validation import closest, listed
+from neurollm.rsa.rows import check_whole
+from neurollm.validation import closest, listed, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +107,7 @@ def simulate_units(
     Raises
     ------
     InvalidInput
-        An unknown kind, or fewer items than groups of them.
+        An unknown kind, fewer items than groups of them, or a number out of its range.
 
     Examples
     --------
@@ -119,6 +121,13 @@ def simulate_units(
     if unknown:
         hint = closest(unknown[0], _SIGNALS) or "."
         raise InvalidInput(f"simulate_units: unknown kind '{unknown[0]}'{hint} The kinds are {listed(_SIGNALS)}.")
+    check_whole("simulate_units", "n_items", n_items, 1)
+    for kind, count in kinds.items():
+        check_whole("simulate_units", f"the number of units '{kind}'", count, 0)
+    for name, value, most in (("effect", effect, np.inf), ("noise", noise, np.inf), ("rate", rate, 1)):
+        if not isinstance(value, Real) or not (np.isfinite(value) and 0 <= value <= most):
+            wanted = "lie between 0 and 1" if name == "rate" else "be a finite number of at least 0"
+            raise InvalidInput(f"simulate_units: {name} must {wanted}, found {shown(value)}.")
     if between not in (0, 1, 2) or n_items < 2**between:
         raise InvalidInput(f"simulate_units: {n_items} items with {between} factors between them cannot be made.")
     named = tuple(kind for kind, count in kinds.items() for _ in range(count))

@@ -15,9 +15,9 @@ every effect is estimated in all columns, and the `n_candidates` columns with th
 candidates. Only the test items say anything about them. An estimate on the items that chose a column is too large,
 and its p far too small, because it is the largest of many.
 
-Many tests. For every effect and scale the columns chosen for that effect are one family: p_FWER from the largest
-statistic of the family in every shuffling, q by Benjamini & Hochberg (1995). The candidates of the other effects are
-needed to say what a unit is; they make a second family of their own, so that they cost the first nothing.
+Many tests. For every effect and scale all candidates are one family, whatever they were chosen for: p_FWER from the
+largest statistic of the family in every shuffling, q by Benjamini & Hochberg (1995). What is controlled is the chance
+of any false finding of one effect on one scale; there is no correction over effects.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import ceil
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,9 @@ from neurollm.designs import Contrast, FactorialDesign
 from neurollm.errors import InvalidInput
 from neurollm.factorial.intervals import cell_frames
 from neurollm.factorial.result import FactorialStudy
-from neurollm.factorial.scales import SCALES, effect_on_scale
+from neurollm.factorial.scales import SCALES, effect_on_scale, typical_size
 from neurollm.factorial.units import SHAPES, Edges, on_all_scales, unit_frame
+from neurollm.factorial.weightings import CellScores
 from neurollm.glm import FeatureGLM
 from neurollm.roi.splitting import folds
 from neurollm.rsa.rows import check_whole, read_trials
@@ -53,6 +55,7 @@ _RESERVED = ("column", "item", "mean", "ci_low", "ci_high", "n_items", "interval
 _OF_RESULT = {"estimate": "effect", "ci_low": "effect_low", "ci_high": "effect_high", "t": "stat"}
 _OF_RESULT |= {name: name for name in ("df", "p", "p_fwer", "q")}
 _MOST_PARTS = 20  # into which items are divided to reach the share of discovery
+_LEAST_SHARE = 1 / _MOST_PARTS
 
 
 def factorial_study(
@@ -82,9 +85,9 @@ def factorial_study(
     n_candidates : int, default=20
         Columns per effect that go on to the test.
     discovery : float, default=0.5
-        Share of the items in which candidates are sought.
+        Share of the items in which candidates are sought, from .05 to .95; the result has the share that was reached.
     n_perm : int, default=5000
-        Shufflings of each test.
+        Shufflings of each test; enough for p = 1/(n_perm + 1) to reach `alpha`.
     alpha : float, default=0.05
         Level of p_FWER at which an effect counts as significant.
     preferred : mapping from factor to level, optional
@@ -104,7 +107,7 @@ def factorial_study(
     Raises
     ------
     InvalidInput
-        A factor has not two levels, too few items, or nothing can be tested.
+        A factor has not two levels, too few items or shufflings, ids that repeat, or nothing can be tested.
     DataMismatch
         Rows or ids do not go with the activations.
 
@@ -120,31 +123,31 @@ def factorial_study(
     X, obs, features = read_trials(X, obs, features, "factorial_study")
     settings = _Settings(n_candidates, discovery, n_perm, alpha, min_active_items, random_state)
     settings.check()
+    _check_columns(X, features)
     levels, effects = _checked_levels(design, obs), design.effects(obs)
     named = _named_cell(preferred, levels)
     found, tested = _parts(obs, design, settings)
     first = _Discovery.of(take_rows(X, found), obs.iloc[found], design, settings)
     columns = first.candidates()
     if not columns.size:
-        raise InvalidInput("factorial_study: no column varies in the items of discovery, so there are no candidates.")
+        raise InvalidInput(f"factorial_study: no column {first.lacks(min_active_items)}, so there are no candidates.")
+    unit = typical_size(dense(take_rows(X, found)[:, columns]))
     second = _Test(
-        dense(take_rows(X, tested)[:, columns]), obs.iloc[tested], design, features[columns], settings, effects
+        dense(take_rows(X, tested)[:, columns]), obs.iloc[tested], design, features[columns], settings, effects, unit
     )
     chosen = {effect: np.isin(columns, best) for effect, best in first.best.items()}
-    results = {
-        (effect, scale, own): second.test(effect, scale, chosen[effect] == own)
-        for effect, scale, own in itertools.product(chosen, SCALES, (True, False))
-        if (chosen[effect] == own).any()
-    }
+    results = {key: second.test(*key) for key in itertools.product(chosen, SCALES)}
     tests = _tests(results, first, columns, features, chosen)
     verdicts = on_all_scales(tests, alpha)
     table = design.table(second.obs, second.X)
     cells, items = cell_frames(table, design, second.features)
     simple = units = None
     if len(levels) == 2:
-        simple, edges = second.simple(levels, table)
-        cell = first.largest_cell(columns) if named is None else np.full(columns.size, named)
-        units = unit_frame(verdicts, tests[tests["scale"] == "raw"], edges, cell, levels, alpha)
+        turn, *extremes = first.seen(columns)
+        simple, edges = second.simple(levels, table, turn)
+        if named is not None:
+            extremes[0] = np.full(columns.size, named)
+        units = unit_frame(verdicts, tests[tests["scale"] == "raw"], edges, tuple(extremes), levels, alpha)
     return FactorialStudy(
         tests=tests,
         verdicts=verdicts,
@@ -153,14 +156,13 @@ def factorial_study(
         item_table=items,
         simple_table=simple,
         factors=levels,
-        **_account(results, first, second, chosen),
+        **_account(results, first, second),
         n_columns=len(features),
-        n_candidates=n_candidates,
-        min_active_items=min_active_items,
-        discovery=float(discovery),
-        n_perm=n_perm,
-        alpha=alpha,
-        random_state=random_state,
+        n_candidates=int(n_candidates),
+        min_active_items=int(min_active_items),
+        n_perm=int(n_perm),
+        alpha=float(alpha),
+        random_state=int(random_state),
         signed=bool((second.X < 0).any()),
     )
 
@@ -181,6 +183,29 @@ class _Settings:
             value = getattr(self, name)
             if not isinstance(value, Real) or not 0 < value < 1:
                 raise InvalidInput(f"factorial_study: {name} must lie between 0 and 1, found {shown(value)}.")
+        if not _LEAST_SHARE <= self.discovery <= 1 - _LEAST_SHARE:
+            raise InvalidInput(f"factorial_study: discovery must lie between .05 and .95, found {self.discovery:g}.")
+        if 1 / (self.n_perm + 1) > self.alpha:
+            least = ceil(round(1 / self.alpha, 9)) - 1
+            raise InvalidInput(
+                f"factorial_study: with n_perm {self.n_perm} no p can reach alpha {self.alpha:g}; "
+                f"n_perm must be at least {least}."
+            )
+
+
+def _check_columns(X: Any, features: np.ndarray) -> None:
+    """Refuse no columns, and ids that do not name one column each."""
+    if not X.shape[1]:
+        raise InvalidInput("factorial_study: X has no columns.")
+    ids = features.tolist()
+    if len({str if isinstance(one, str) else type(one) for one in ids}) > 1:
+        raise InvalidInput("factorial_study: features must be all texts or all numbers, found both.")
+    for one in ids:
+        if not isinstance(one, (str, int, float)) or one != one:
+            raise InvalidInput(f"factorial_study: features must be texts or numbers, found {shown(one)}.")
+    if len(set(ids)) < len(ids):
+        twice = next(one for place, one in enumerate(ids) if one in ids[:place])
+        raise InvalidInput(f"factorial_study: features must differ, but {shown(twice)} is given more than once.")
 
 
 def _checked_levels(design: Any, obs: pd.DataFrame) -> dict[str, tuple[str, ...]]:
@@ -200,9 +225,8 @@ def _checked_levels(design: Any, obs: pd.DataFrame) -> dict[str, tuple[str, ...]
 
 def _parts(obs: pd.DataFrame, design: FactorialDesign, settings: _Settings) -> tuple[np.ndarray, np.ndarray]:
     """Rows of discovery and of test, in rising order; they share no item and no text."""
-    share = Fraction(settings.discovery).limit_denominator(_MOST_PARTS)
-    parts = max(share.denominator, 2)
-    first = min(max(round(settings.discovery * parts), 1), parts - 1)
+    parts = Fraction(settings.discovery).limit_denominator(_MOST_PARTS).denominator
+    first = round(settings.discovery * parts)
     fold = folds(obs, design.item, parts, settings.random_state, design.cells(obs)[1])
     return np.flatnonzero(fold < first), np.flatnonzero(fold >= first)
 
@@ -236,11 +260,22 @@ class _Discovery:
         """Columns chosen for any effect, in the order in which they were."""
         return np.array(list(dict.fromkeys(np.concatenate(list(self.best.values())).tolist())), dtype=int)
 
-    def largest_cell(self, columns: np.ndarray) -> np.ndarray:
-        """Number of the cell with the largest mean over items."""
+    def lacks(self, min_active_items: int) -> str:
+        """What no column does."""
+        counts = [reason for reasons in self.not_tested.values() for reason in reasons]
+        active = f"is active in {min_active_items} or more items of discovery"
+        if "too few active items" not in counts:
+            return "varies in the items of discovery"
+        return active if set(counts) == {"too few active items"} else f"varies and {active}"
+
+    def seen(self, columns: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Turn of every column (1 or −1, see `neurollm.factorial.units`), its largest cell then, and its lowest."""
         values, codes = dense(self.table.values[:, columns]), self.table.cell_codes
         means = np.stack([values[codes == cell].mean(axis=0) for cell in range(len(self.table.cells))])
-        return means.argmax(axis=0)
+        apart = means - means.mean(axis=0)
+        most = np.take_along_axis(apart, np.abs(apart).argmax(axis=0)[None], axis=0)[0]
+        turn = np.where((values >= 0).all(axis=0) | ((values > 0).any(axis=0) & (most >= 0)), 1, -1)
+        return turn, (turn * means).argmax(axis=0), (turn * means).argmin(axis=0)
 
 
 @dataclass(frozen=True)
@@ -253,21 +288,23 @@ class _Test:
     features: np.ndarray
     settings: _Settings
     effects: dict[str, Contrast]
+    unit: np.ndarray  # typical size in discovery
 
-    def test(self, effect: str, scale: str, family: np.ndarray) -> ContrastResult:
-        """One effect on one scale in some of the candidates."""
+    def test(self, effect: str, scale: str) -> ContrastResult:
+        """One effect on one scale in all candidates."""
         return effect_on_scale(
-            self.X[:, family],
+            self.X,
             self.obs,
             self.design,
             self.effects[effect],
             scale,
-            features=self.features[family],
+            unit=self.unit,
+            features=self.features,
             n_perm=self.settings.n_perm,
             random_state=self.settings.random_state,
         )
 
-    def simple(self, levels: dict[str, tuple[str, ...]], table: Any) -> tuple[pd.DataFrame, Edges]:
+    def simple(self, levels: dict[str, tuple[str, ...]], table: Any, turn: np.ndarray) -> tuple[pd.DataFrame, Edges]:
         """The effects of each factor at either level of the other, on the raw scale."""
         import pandas as pd
 
@@ -289,7 +326,7 @@ class _Test:
         values = dense(table.values)
         means = np.stack([values[table.cell_codes == cell].mean(axis=0) for cell in range(4)])
         signs = {1: up["interaction"][1], -1: down["interaction"][1]}
-        return pd.concat(frames, ignore_index=True), Edges(means, p, signs)
+        return pd.concat(frames, ignore_index=True), Edges.turned(means, p, signs, CellScores.of(table), turn)
 
     def _one_sided(self, questions: dict[Any, Contrast], alternative: str) -> dict[Any, tuple]:
         """Results and one-sided p of contrasts."""
@@ -297,7 +334,10 @@ class _Test:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             glm = FeatureGLM(self.design, n_perm=0, alternative=alternative).fit(self.X, self.obs)
-            results = {name: glm.compute_contrast(contrast) for name, contrast in questions.items()}
+            results = {}
+            for name, contrast in questions.items():
+                two_groups = self.design.plan(glm.table_, contrast).group_codes is not None
+                results[name] = glm.set_params(stat="welch" if two_groups else "t").compute_contrast(contrast)
         # Two cells without any variation do not differ: that is no evidence for a direction, and it is not unknown.
         return {
             name: (result, np.where(np.isnan(result.p) & finite, 1.0, result.p)) for name, result in results.items()
@@ -310,6 +350,10 @@ def _named_cell(named: Mapping[str, str] | None, levels: dict[str, tuple[str, ..
         return None
     if len(levels) != 2:
         raise InvalidInput(f"factorial_study: preferred is for two factors; the design has {len(levels)}.")
+    if not isinstance(named, Mapping):
+        raise InvalidInput(
+            f"factorial_study: preferred must name a level of each factor, such as {{'a': 'x'}}, found {shown(named)}."
+        )
     if set(named) != set(levels) or any(str(named[name]) not in found for name, found in levels.items()):
         wanted = f"one level of each of {listed(levels)}"
         raise InvalidInput(f"factorial_study: preferred must name {wanted}, found {shown(dict(named))}.")
@@ -334,35 +378,23 @@ def _tests(
         frame = frame.assign(
             scale=scale, chosen=chosen[effect], chosen_for=reasons, t_discovery=first.t[effect][columns]
         )
-        for own in (True, False):
-            if (effect, scale, own) not in results:
-                continue
-            result = results[effect, scale, own]
-            for name, attribute in _OF_RESULT.items():
-                frame.loc[chosen[effect] == own, name] = getattr(result, attribute)
-        frames.append(frame)
+        result = results[effect, scale]
+        frames.append(frame.assign(**{name: getattr(result, attribute) for name, attribute in _OF_RESULT.items()}))
     return pd.concat(frames, ignore_index=True)
 
 
-def _account(
-    results: dict[tuple, ContrastResult], first: _Discovery, second: _Test, chosen: dict[str, np.ndarray]
-) -> dict[str, Any]:
+def _account(results: dict[tuple, ContrastResult], first: _Discovery, second: _Test) -> dict[str, Any]:
     """What was exchanged, counted and left out."""
-    own = {effect: results[effect, "raw", True] for effect in chosen if (effect, "raw", True) in results}
+    own = {effect: result for (effect, scale), result in results.items() if scale == "raw"}
     told = dict.fromkeys(text for result in own.values() for text in result.warnings)
     for text in told:
         warnings.warn(text, stacklevel=3)
-    untested: dict[str, dict[str, int]] = {}
-    for (effect, scale, _), result in results.items():
-        if scale == "raw":
-            counts = untested.setdefault(effect, {})
-            for reason, count in result.not_tested.items():
-                if count:
-                    counts[reason] = counts.get(reason, 0) + count
-    one = next(iter(own.values()))
+    untested = {effect: {why: n for why, n in result.not_tested.items() if n} for effect, result in own.items()}
+    one, n_test = next(iter(own.values())), len(set(second.design.item_labels(second.obs)))
     return {
+        "discovery": first.n_items / (first.n_items + n_test),
         "n_items_discovery": first.n_items,
-        "n_items_test": len(set(second.design.item_labels(second.obs))),
+        "n_items_test": n_test,
         "n_items_dropped": max(result.n_items_dropped for result in own.values()),
         "not_tested": {"discovery": first.not_tested, "test": untested},
         "exchange": {effect: result.exchange.sentence for effect, result in own.items()},

@@ -27,6 +27,7 @@ import torch
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.interactions.model import as_places
+from neurollm.interactions.rows import coded
 from neurollm.stats.document_bootstrap import DocumentBootstrap, Estimate, check_draws
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from neurollm.dictionaries.base import Dictionary
     from neurollm.interactions.model import NFM
-    from neurollm.interactions.rows import CodedBatch, CodedRows, coded
+    from neurollm.interactions.rows import CodedBatch, CodedRows
 
 FEWEST_DOCUMENTS = 10  # of an interval
 ENTRIES = 2**22  # numbers of the removal of single features held at a time

@@ -145,41 +145,50 @@ class PartnerTable:
         return frame
 
     def verdict(self) -> str:
-        """The result: what stands out of the null, the strongest partner, and the one that the data confirm most."""
+        """The result: what stands out of the null, the strongest partner, and the one with the largest gain."""
         if not len(self.partner):
             return f"Feature {self.feature} is active with no other feature often enough to look for partners."
-        found = ""
-        if self.ranks.shape[1]:
-            again = np.sum(self.ranks[0] <= self.top)
-            found = f"; {again} of {self.ranks.shape[1]} other models have it in their top {self.top}"
-        if not self.h[0]:
-            return f"In this model feature {self.feature} interacts with none of {self.n_candidates} candidates."
-        share = 100 * self.h[0] / self.error_rms
-        gain, low, high = (100 * limit[0] for limit in (self.gain, self.gain_low, self.gain_high))
-        lines = [
-            f"Of {self.n_candidates} candidates {self.n_significant} stand out from permuted embeddings as partners of "
-            f"feature {self.feature} at a family-wise {self.alpha:g} ({len(self.null_max)} permutations); the strongest is "
-            f"feature {self.partner[0]} with H {self.h[0]:.3g}, {share:.2g} % of the error's norm (without bias "
-            f"{self.h_unbiased[0]:.3g}, 95 % CI {self.ci_low[0]:.3g} to {self.ci_high[0]:.3g} over "
-            f"{self.n_documents[0]} documents, p = {self.p_fwer[0]:.3g}, {self.h_random[0]:.3g} in a random model), "
-            f"which takes {gain:.2g} % of the error away (95 % CI {low:.2g} to {high:.2g}){found}."
-        ]
-        confirmed = np.flatnonzero(np.nan_to_num(self.gain_low, nan=-1.0) > 0)
-        if len(confirmed):
-            best = confirmed[np.argmax(self.gain[confirmed])]
-            gain, low, high = (100 * limit[best] for limit in (self.gain, self.gain_low, self.gain_high))
+        lines = [self._strongest(), *self._largest_gain()] if self.h[0] else []
+        if not lines:
+            lines = [f"In this model feature {self.feature} interacts with none of {self.n_candidates} candidates."]
+        elif self.n_significant < self.n_candidates:
             lines.append(
-                f"Of the {len(self.partner)} in the table feature {self.partner[best]} has the largest gain, {gain:.2g} % "
-                f"(95 % CI {low:.2g} to {high:.2g}, not corrected for choosing it; H {self.h[best]:.3g}, p = "
-                f"{self.p_fwer[best]:.3g})."
-            )
-        if self.n_significant < self.n_candidates:
-            lines.append(
-                "One that does not stand out may be a partner: where many features interact, the null is high."
+                "A partner can be hidden: where many features interact, permuted embeddings interact strongly too."
             )
         if self.seen:
             lines.append("Measured on documents that the model was trained on: gain and rank are optimistic.")
         return " ".join(lines)
+
+    def _strongest(self) -> str:
+        found = ""
+        if self.ranks.shape[1]:
+            again = np.sum(self.ranks[0] <= self.top)
+            found = f"; {again} of {self.ranks.shape[1]} other models have it in their top {self.top}"
+        share = 100 * self.h[0] / self.error_rms
+        return (
+            f"Of {self.n_candidates} candidates for feature {self.feature} {self.n_significant} stand out from "
+            f"permuted embeddings at a family-wise {self.alpha:g} ({len(self.null_max)} permutations); the strongest "
+            f"is feature {self.partner[0]} with H {self.h[0]:.3g}, {share:.2g} % of the error's norm (without bias "
+            f"{self.h_unbiased[0]:.3g}, 95 % CI {self.ci_low[0]:.3g} to {self.ci_high[0]:.3g} over "
+            f"{self.n_documents[0]} documents, p = {self.p_fwer[0]:.3g}, {self.h_random[0]:.3g} in a random model), "
+            f"which takes {self._gain_of(0)} of the error away{found}."
+        )
+
+    def _largest_gain(self) -> list[str]:
+        """The partner with the largest gain whose interval is above 0, if any."""
+        confirmed = np.flatnonzero(np.nan_to_num(self.gain_low, nan=-1.0) > 0)
+        if not len(confirmed):
+            return []
+        best = confirmed[np.argmax(self.gain[confirmed])]
+        return [
+            f"Of the {len(self.partner)} in the table feature {self.partner[best]} takes most of the error away: "
+            f"{self._gain_of(best)}, not corrected for choosing it, with H {self.h[best]:.3g}, p = "
+            f"{self.p_fwer[best]:.3g}."
+        ]
+
+    def _gain_of(self, place: int) -> str:
+        gain, low, high = (100 * limit[place] for limit in (self.gain, self.gain_low, self.gain_high))
+        return f"{gain:.2g} % (95 % CI {low:.2g} to {high:.2g})"
 
 
 def interaction_partners(
@@ -243,12 +252,12 @@ def interaction_partners(
     >>> int(interaction_partners(nfm, data, 0, n_perm=19).partner[0])
     1
     """
-    rows = store.rows if isinstance(store, SimulatedCodes) else coded(store, dictionary)
     check_counts(top=top, min_coactive=min_coactive, max_tokens=max_tokens)
     check_counts(19, n_perm=n_perm)
     check_counts(100, n_boot=n_boot)
     check_counts(0, random_state=random_state)
     _check_alpha(alpha, n_perm)
+    rows = store.rows if isinstance(store, SimulatedCodes) else coded(store, dictionary)
     _check(nfm, rows, feature, others)
     seen = nfm.saw(rows)
     nfm, *others = [model.to("cpu") for model in (nfm, *others)]

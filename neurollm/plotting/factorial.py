@@ -21,6 +21,7 @@ from neurollm.plotting.canvas import (
     new_axes,
     note,
 )
+from neurollm.rsa.rows import check_whole
 from neurollm.validation import shown
 
 if TYPE_CHECKING:
@@ -94,8 +95,9 @@ def plot_cells(study: FactorialStudy, n: int = 8) -> list[Axes]:
     Raises
     ------
     InvalidInput
-        The study has more than two factors.
+        The study has more than two factors, or `n` is no whole number of at least 1.
     """
+    check_whole("plot_cells", "n", n, 1)
     first, second = _two_factors(study)
     units, cells = study.units().set_index("column"), study.cells()
     chosen = _strongest(study)[: min(n, MOST_PANELS)]

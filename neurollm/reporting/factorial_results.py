@@ -11,6 +11,7 @@ from typing import Any
 
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.factorial import FactorialStudy
+from neurollm.factorial.units import LASTING
 from neurollm.plotting.components import effect_counts, in_order
 from neurollm.reporting import formatting
 from neurollm.reporting.study import Study
@@ -118,7 +119,8 @@ def counts(study: FactorialStudy) -> dict[str, Any]:
     -------
     dict
         ``n_columns, n_candidates``; ``effects``: effect → [significant, chosen for it]; ``lasting``: columns chosen for
-        the interaction that have one on all scales which is not removable; ``kinds``: kind → number of candidates.
+        the interaction that have one on all scales and are of a kind that no sum gives, whatever its scale (see
+        `neurollm.factorial.units.LASTING`); ``kinds``: kind → number of candidates.
     """
     tests, units = study.tests, study.units()
     raw = tests[(tests["scale"] == "raw") & (tests["effect"] == study.interaction) & tests["chosen"]]
@@ -127,7 +129,7 @@ def counts(study: FactorialStudy) -> dict[str, Any]:
         "n_columns": study.n_columns,
         "n_candidates": len(study.candidates),
         "effects": {effect: list(pair) for effect, pair in effect_counts(study).items()},
-        "lasting": int((mine["significant"] & mine["survives"] & ~mine["removable"]).sum()),
+        "lasting": int((mine["survives"] & mine["kind"].isin(LASTING)).sum()),
         "kinds": study.kinds(),
     }
 
@@ -222,7 +224,7 @@ def integration(found: Factorial, name: str) -> str:
     n, lasting = own["effects"].get(found.interaction, [0, 0])[1], own["lasting"]
     sentence = (
         f"{lasting or 'None'} of the {n} {what} chosen for {found.interaction} {'have' if lasting > 1 else 'has'} a "
-        "lasting interaction (on the raw, log and rank scales, and not removable by another)"
+        f"lasting interaction (on the raw, log and rank scales, of the kinds {' and '.join(LASTING)})"
     )
     draws = [one["lasting"] for one in found.random.get(PARTNER[name]) or []]
     if not draws:
@@ -269,8 +271,12 @@ def _components(found: Factorial) -> str:
     if SIZES not in found.studies:
         return f"{told}."
     raw, parts = found.studies[SIZES].verdicts, []
+    units = found.studies[SIZES].units().set_index("column")
     for name in in_order(raw["column"]):
         effects = raw[(raw["column"] == name) & raw["significant"]]["effect"].tolist()
+        kind = units.loc[name, "kind"]
+        if kind not in LASTING:  # the squared norm of a sum has an interaction that is no integration
+            effects = [f"{one} ({kind})" if one == found.interaction else one for one in effects]
         parts.append(f"of the {name} component {' and '.join(effects) or 'neither factor'}")
     return f"{told}. What the squared norms follow: {', '.join(parts)}."
 

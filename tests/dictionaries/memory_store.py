@@ -32,6 +32,7 @@ class MemoryStore:
         self.mean = self.acts.double().mean(0).numpy()
         self.mean_squared_norm = float(self.acts.double().square().sum(1).mean())
         self.sha256 = sha256_json(self.acts[:100].tolist())
+        self.documents = [("text", self.sha256)]
         self.shards = [{"file": "shard-00000.safetensors"}]
 
     def shard(self, index):

@@ -48,13 +48,13 @@ def test_parts_share_no_item_and_no_text(sim, study):
     obs.loc[obs["item"].isin(["item 00", "item 01"]) & (obs["f1"] == "on"), "text"] = "the same"
     both = {"item 00", "item 01"}
     for seed in range(2):
-        again = factorial_study(sim.X[:, 60:62], obs, sim.design, n_candidates=1, n_perm=1, random_state=seed)
+        again = factorial_study(sim.X[:, 60:62], obs, sim.design, n_candidates=1, n_perm=19, random_state=seed)
         assert len(both & set(again.items()["item"])) != 1
 
 
 @pytest.mark.parametrize("share", [0.3])
 def test_share_of_discovery(sim, share):
-    study = factorial_study(sim.X, sim.obs, sim.design, n_candidates=2, n_perm=10, discovery=share)
+    study = factorial_study(sim.X, sim.obs, sim.design, n_candidates=2, n_perm=19, discovery=share)
     assert abs(study.n_items_discovery - 80 * share) <= 4
     assert study.n_items_discovery + study.n_items_test == 80
 
@@ -75,7 +75,8 @@ def test_within_items_effects_are_one_sample_t_tests_of_item_contrasts(sim, stud
             assert np.log(row["p"]) == pytest.approx(np.log(expected.pvalue), abs=1)
 
 
-def test_between_items_effects_are_type_iii_least_squares():
+def test_between_items_effects_are_type_iii_with_unequal_variances():
+    """The estimates of least squares with standard errors HC2, which are Welch's in a model of group means."""
     ols = pytest.importorskip("statsmodels.formula.api").ols
     sim = simulate_units(90, {"none": 3, "sum": 2, "and": 2}, between=2)
     keep = np.ones(len(sim.obs), bool)
@@ -91,21 +92,24 @@ def test_between_items_effects_are_type_iii_least_squares():
         for effect in ("f1", "f2", "f1:f2"):
             row = raw(study, effect).loc[column]
             assert row["estimate"] == pytest.approx(fit.params[effect])
-            assert row["t"] == pytest.approx(fit.tvalues[effect])
-            assert (row["ci_low"], row["ci_high"]) == pytest.approx(tuple(fit.conf_int().loc[effect]))
-            assert row["df"] == fit.df_resid
+            se = fit.get_robustcov_results("HC2").bse[fit.params.index.get_loc(effect)]
+            assert row["t"] == pytest.approx(row["estimate"] / se)
+            half = stats.t(row["df"]).ppf(0.975) * se
+            assert (row["ci_low"], row["ci_high"]) == pytest.approx((row["estimate"] - half, row["estimate"] + half))
+            parts = items.groupby(["f1", "f2"])["mean"].agg(lambda one: one.var() / len(one))
+            sizes = items.groupby(["f1", "f2"])["mean"].size()
+            assert row["df"] == pytest.approx(parts.sum() ** 2 / (parts**2 / (sizes - 1)).sum())
 
 
-def test_candidates_are_the_largest_t_of_discovery_and_families_are_separate(sim, study):
+def test_candidates_are_the_largest_t_of_discovery_and_all_are_one_family(sim, study):
     frame = study.to_frame()
     for effect in ("f1", "f2", "f1:f2"):
         rows = raw(study, effect)
         chosen = rows[rows["chosen"]]
         assert len(chosen) == 30
         assert chosen["t_discovery"].abs().min() >= rows.loc[~rows["chosen"], "t_discovery"].abs().max()
-        for _, family in rows.groupby("chosen"):
-            assert family["q"].to_numpy() == pytest.approx(stats.false_discovery_control(family["p"]))
-            assert (family["p_fwer"] >= family["p"] * 0.5).all()
+        assert rows["q"].to_numpy() == pytest.approx(stats.false_discovery_control(rows["p"]))
+        assert (rows["p_fwer"] >= rows["p"] * 0.5).all()
     assert set(frame["scale"]) == set(SCALES)
     assert len(frame) == 9 * len(study.candidates)
 
@@ -115,7 +119,7 @@ def test_discovery_never_sees_the_test_items(sim, study):
     tested = sim.obs["item"].isin(study.items()["item"]).to_numpy()
     X = sim.X.toarray()
     X[tested] = -X[tested]
-    turned = factorial_study(X, sim.obs, sim.design, n_candidates=30, n_perm=10)
+    turned = factorial_study(X, sim.obs, sim.design, n_candidates=30, n_perm=19)
     assert turned.candidates == study.candidates
     assert np.allclose(raw(turned, "f1")["t_discovery"], raw(study, "f1")["t_discovery"])
     assert np.allclose(raw(turned, "f1")["t"], -raw(study, "f1")["t"])
@@ -199,7 +203,7 @@ def test_aligned_ranks_are_those_of_residuals():
 
 def test_one_way_anova_is_no_test_of_the_interaction():
     sim = simulate_units(60, {"main": 60}, effect=0.6)
-    study = factorial_study(sim.X, sim.obs, sim.design, n_candidates=60, n_perm=10)
+    study = factorial_study(sim.X, sim.obs, sim.design, n_candidates=60, n_perm=19)
     items, one_way = study.items(), []
     for _, rows in items.groupby("column"):
         one_way.append(stats.f_oneway(*[cell["mean"] for _, cell in rows.groupby(["f1", "f2"])]).pvalue)
@@ -213,7 +217,7 @@ def test_constant_columns_are_counted_and_never_tested(sim):
     rng = np.random.default_rng(0)
     X[:, 0] = 0.353035 + 1e-8 * rng.normal(size=len(X)) + 3e-7 * (sim.obs["f2"] == "on")
     X[:, 1] = 0
-    study = factorial_study(X, sim.obs, sim.design, n_perm=10)
+    study = factorial_study(X, sim.obs, sim.design, n_perm=19)
     assert not {0, 1} & set(study.candidates)
     assert all(study.not_tested["discovery"][effect]["constant"] == 2 for effect in ("f1", "f2", "f1:f2"))
 
@@ -222,16 +226,16 @@ def test_rare_columns_can_be_left_out_before_looking_at_labels(sim):
     X = sim.X.toarray()
     X[:, 0] = 0
     X[::40, 0] = 5.0  # 8 items of 80, always the same cell
-    counted = factorial_study(X, sim.obs, sim.design, n_candidates=90, n_perm=1, min_active_items=8)
+    counted = factorial_study(X, sim.obs, sim.design, n_candidates=90, n_perm=19, min_active_items=8)
     assert 0 not in counted.candidates
     assert counted.not_tested["discovery"]["f1"] == {"too few active items": 1}
-    assert 0 in factorial_study(X, sim.obs, sim.design, n_candidates=90, n_perm=1).candidates
+    assert 0 in factorial_study(X, sim.obs, sim.design, n_candidates=90, n_perm=19).candidates
 
 
 def test_column_that_is_constant_in_the_test_items_is_untested(sim, study):
     X = sim.X.toarray()
     X[sim.obs["item"].isin(study.items()["item"]).to_numpy(), 60] = 0
-    again = factorial_study(X, sim.obs, sim.design, n_candidates=30, n_perm=10)
+    again = factorial_study(X, sim.obs, sim.design, n_candidates=30, n_perm=19)
     assert np.isnan(raw(again, "f1").loc[60, ["t", "p", "p_fwer", "q"]].astype(float)).all()
     assert again.units().set_index("column").loc[60, "kind"] == "untested"
     assert again.not_tested["test"]["f1"] == {"constant": 1}

@@ -106,7 +106,7 @@ def test_named_cell_and_its_opposite():
 def test_super_additivity_keeps_its_level_where_only_one_neighbour_is_lower():
     """m11 = m10 > m01 = m00: the intersection-union test is about the better neighbour."""
     sim = simulate_units(60, {"main": 150}, noise=1)
-    study = factorial_study(sim.X, sim.obs, sim.design, n_candidates=150, n_perm=1)
+    study = factorial_study(sim.X, sim.obs, sim.design, n_candidates=150, n_perm=19)
     assert (study.units()["p_superadditive"] <= 0.05).sum() <= stats.binom(150, 0.05).ppf(0.999)
 
 
@@ -160,7 +160,7 @@ def test_intervals_within_items_by_hand():
 
 def test_cells_between_items_have_plain_intervals():
     sim = simulate_units(80, {"and": 2}, between=2)
-    study = factorial_study(sim.X, sim.obs, sim.design, n_perm=10)
+    study = factorial_study(sim.X, sim.obs, sim.design, n_perm=19)
     items, cells = study.items(), study.cells().set_index(["column", "f1", "f2"])
     for (column, f1, f2), rows in items.groupby(["column", "f1", "f2"]):
         interval = stats.ttest_1samp(rows["mean"], 0).confidence_interval()

@@ -62,7 +62,7 @@ def test_dual_encoding_of_norms_is_reproduced_by_a_frozen_model():
     assert naive["b + c"] < -0.98 and naive["a"] > 0.98 and naive["b"] < -0.9 and naive["c"] < -0.9
     assert ((b + c) / total)[small].mean() == pytest.approx(0.83, abs=0.02)
     assert ((b + c) / total)[~small].mean() == pytest.approx(0.70, abs=0.02)
-    table = norm_coupling(a, b, c, [initial(draw) for draw in range(1, 21)])
+    table = norm_coupling(a, b, c, [initial(draw) for draw in range(1, 100)])
     shares = table[table["coupled"]]
     assert len(shares) == 8 and (shares["p_init"] > 0.05).all() and (shares["p_shuffled"] > 0.05).all()
     assert shares["excess"].abs().max() < 0.01

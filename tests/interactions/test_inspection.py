@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from neurollm.dictionaries import RandomDirections, RawUnits
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.interactions.contributions import contributions
-from neurollm.interactions.coupling import norm_coupling
+from neurollm.interactions.coupling import norm_coupling, rank_p
 from neurollm.interactions.inspection import _compared, _familywise, _Model, _table, _vectors, inspect_weights
 from neurollm.interactions.model import NFM
 from neurollm.interactions.rows import CodedRows
@@ -139,6 +139,63 @@ def test_coupling_against_scipy_and_regression():
     assert abs(row["partial_r"]) < 0.2 < row["r"] and row["p_partial_init"] > 0.05
 
 
+class Lengths(RandomDirections):
+    """Decoder rows of given lengths."""
+
+    def __init__(self, lengths: np.ndarray) -> None:
+        super().__init__(Site(3), D, F)
+        self.lengths = torch.from_numpy(lengths).float()
+
+    @property
+    def directions(self) -> torch.Tensor:
+        return self.lengths[:, None] * super().directions
+
+
+def norms_of_opposite_sign() -> tuple[NFM, Lengths]:
+    """Embeddings that grow much faster than decoder rows: c / T rises with a, at random initialisation it falls."""
+    model, lengths = nfm(readout="linear"), np.linspace(0.2, 0.6, F)
+    del model.weights["W"], model.weights["b"]
+    unit = torch.nn.functional.normalize(model.weights["V"], dim=1)
+    model.weights["V"] = unit * torch.from_numpy(lengths**4).float()[:, None]
+    model.provenance["embedding_scale"] = 0.1
+    return model, Lengths(lengths)
+
+
+def test_a_relation_of_the_other_sign_is_not_reproduced_by_random_initialisation():
+    report = inspect_weights(*norms_of_opposite_sign())
+    row = report.coupling.set_index(["quantity", "method"]).loc[("c / T", "pearson")]
+    assert row["init_max"] < -0.5 and row["r"] > 0.8 and row["p_init"] == pytest.approx(1 / 21)
+    assert "unlike those of models that learned nothing: 2 of 2 (p ≤ 0.048" in report.verdict()
+    assert "reproduced by a model" not in report.verdict()
+
+
+def test_a_correlation_of_the_other_sign_and_smaller_size_differs():
+    draw = np.random.default_rng(2)
+    a = draw.uniform(0.2, 0.6, 500)
+    c = a**2 * np.exp(draw.normal(0, 0.25, 500))
+    table = norm_coupling(a, None, c, [(None, draw.normal(0.9, 0.03, 500)) for _ in range(20)])
+    row = table.set_index(["quantity", "method"]).loc[("c / T", "pearson")]
+    assert 0.5 < row["r"] < 0.9 < -row["init_max"] and row["p_init"] == pytest.approx(1 / 21)
+
+
+def test_rank_p_by_counting():
+    null = np.array([-0.97, -0.98, -0.99])
+    assert rank_p(0.9, null) == rank_p(-0.5, null) == 1 / 4 and rank_p(-0.98, null) == 1
+    draw = np.random.default_rng(0).normal(-0.9, 0.01, (4000, 20))
+    assert np.mean([rank_p(row[0], row[1:]) <= 0.05 for row in draw]) == pytest.approx(0.05, abs=0.012)
+
+
+def test_too_few_random_models_tell_nothing():
+    verdict = inspect_weights(*norms_of_opposite_sign(), n_random=5).verdict()
+    assert "cannot be told with 5 of them (smallest p possible 0.17, above 0.05)" in verdict
+    assert "a model that learned nothing reproduces them cannot be told with 5 draws" in verdict
+    assert "Whether any of the embeddings is selective cannot be told with 5 random models" in verdict
+    for claim in ("None of", "No selective", "unlike", "is reproduced"):
+        assert claim not in verdict
+    enough = inspect_weights(*norms_of_opposite_sign(), n_random=19).verdict()
+    assert "cannot be told" not in enough and "smallest p possible 0.05" in enough
+
+
 def test_unit_decoders_have_no_coupling_and_no_modes(report):
     assert report.coupling["r"].isna().all() and "do not vary" in report.verdict()
     assert np.isnan(report.modes.set_index("vectors").loc["decoder rows", "dip"])
@@ -168,8 +225,12 @@ def test_without_a_dictionary_a_report_is_saved_too(tmp_path):
 
 
 def test_wrong_calls_are_refused(trained, report):
-    with pytest.raises(InvalidInput, match="n_random"):
-        inspect_weights(trained, n_random=1)
+    for wrong in (1, 0, -3, 4.0, "a", True):
+        with pytest.raises(InvalidInput, match="n_random must be a whole number of at least 2"):
+            inspect_weights(trained, n_random=wrong)
+    for wrong in (-1, 0.5, "a"):
+        with pytest.raises(InvalidInput, match="random_state must be a whole number of at least 0"):
+            inspect_weights(trained, n_random=2, random_state=wrong)
     with pytest.raises(DataMismatch, match="another dictionary"):
         inspect_weights(trained, RandomDirections(Site(3), D, F + 1))
     with pytest.raises(DataMismatch, match="another dictionary"):

@@ -65,11 +65,13 @@ def test_planted_pairs_are_found_and_controls_explain_nothing(planted, planted_d
         assert null["ci_low"] <= 0, control
     beyond_curves = row(planted, "M3", "additive")
     assert beyond_curves["ci_low"] > 0 and beyond_curves["delta_r2"] == pytest.approx(pairs["delta_r2"], rel=0.3)
-    assert beyond_curves["over"] == "M2 additive" and "single features may" not in planted.verdict()
+    assert beyond_curves["over"] == "M2 additive"
+    assert f"curves of single features too ({beyond_curves['delta_r2']:+.5f} [" in planted.verdict()
     decoder = row(planted, "M2")
     assert decoder["ci_low"] > 0 and decoder["delta_r2"] == pytest.approx(planted_data.truth["decoder_error"], rel=0.2)
     assert abs(row(planted, "M2", "shuffled")["delta_r2"]) < 0.01
-    assert "the interval excludes 0" in planted.verdict() and "No evidence" not in planted.verdict()
+    assert "the interval excludes 0; beyond a decoder" in planted.verdict() and "No evidence" not in planted.verdict()
+    assert "best ridge decoder" in planted.verdict() and "was not run" not in planted.verdict()
     share = pairs["delta_r2"] / (1 - row(planted, "M0")["r2_heldout"])
     assert f"{share:.1%}" in planted.verdict() and f"{pairs['ci_low']:+.5f}" in planted.verdict()
 
@@ -88,7 +90,9 @@ def test_curves_of_single_features_can_pass_for_pairs_and_are_told_from_them():
     curves, pairs = row(result, "M2", "additive"), row(result, "M3", "additive")
     assert curves["ci_low"] > 0 and curves["over"] == "M2" and curves["n_parameters"] == 3 * 12 * 4 + 4
     assert pairs["ci_low"] <= 0 <= pairs["ci_high"] and pairs["delta_r2"] < 0.01 * row(result, "M3")["delta_r2"]
-    assert "so that single features may explain the gain" in result.verdict()
+    words = "No evidence that pairs of features explain any of the dictionary's error beyond curves of single features"
+    assert result.verdict().startswith(f"{words} (ΔR² {pairs['delta_r2']:+.5f} [")
+    assert "excludes" not in result.verdict() and "the interval contains 0 or less" in result.verdict()
 
 
 @pytest.mark.parametrize(
@@ -101,7 +105,7 @@ def test_truths_without_pairs_give_an_interval_that_holds_zero(truth):
     assert pairs["ci_low"] <= 0 <= pairs["ci_high"] and abs(pairs["delta_r2"]) < 0.01
     assert row(result, "M2")["ci_low"] > 0
     assert "No evidence" in result.verdict() and "contains 0" in result.verdict() and "excludes" not in result.verdict()
-    assert "no control was run" in result.verdict()
+    assert "neither shuffled codes nor a truth without pairs were run" in result.verdict()
 
 
 def test_the_interval_excludes_zero_no_more_often_than_it_says():
@@ -161,14 +165,61 @@ def test_the_formula_of_the_pooled_interval():
             variance = np.sum(errors) / 25 + spread / 4
         else:
             lowered = np.mean([one.squared["M2"] - one.squared["M3"] for one in result.seeds], axis=0)
-            totals = result.seeds[0].totals
-            ratio = lowered.sum() / totals.sum()
-            variance = 60 / 59 * np.square(lowered - ratio * totals).sum() / totals.sum() ** 2 + spread / 5
+            shared = DocumentBootstrap(60, 200, 0).estimate([lowered], [result.seeds[0].totals])
+            width = (shared.high - shared.value) / scipy.stats.norm.ppf(0.975)
+            variance = width**2 + spread / 5
+            assert width != pytest.approx(shared.se, rel=0.01)  # documents with heavy tails
         half = scipy.stats.t.ppf(0.975, 4) * np.sqrt(variance)
         found = result._pooled("M3", "M2")
         expected = {"delta_r2": np.mean(gains), "ci_low": np.mean(gains) - half, "ci_high": np.mean(gains) + half}
         expected |= {"sd_seeds": np.sqrt(spread), "p": 2 * scipy.stats.t.sf(np.mean(gains) / np.sqrt(variance), 4)}
         assert found == pytest.approx(expected)
+
+
+def of_errors(values, n_documents, cross_fitted=True):
+    """A result whose seeds gain these shares, the same on every document; totals are of one size."""
+    seeds = []
+    for j, value in enumerate(values):
+        documents = np.arange(n_documents) + (n_documents * j if cross_fitted else 0)
+        base = np.full(n_documents, 64.0)
+        squared = {"M0": base, "M1": base, "M2": base, "M3": base - 128 * value}
+        numbers = (dict.fromkeys(squared, 1), dict.fromkeys(squared, np.nan), 10, 10, 10)
+        seeds.append(SeedErrors(j, documents, np.full(n_documents, 128.0), squared, *numbers))
+    return LadderResult(tuple(seeds), cross_fitted, 200, 0, {})
+
+
+def test_fewer_documents_than_ten_have_no_interval():
+    for cross_fitted in (True, False):
+        enough, few = (simulated_result(1, cross_fitted, 0.03, n, J=3) for n in (10, 9))
+        assert np.isfinite([row(enough, "M3")[name] for name in ("ci_low", "ci_high", "p")]).all()
+        assert np.isnan([row(few, "M3")[name] for name in ("ci_low", "ci_high", "p")]).all()
+        assert np.isfinite(row(few, "M3")["delta_r2"]) and row(few, "M3")["sd_seeds"] > 0
+        assert few.verdict().startswith("Too few documents for an interval")
+        assert "excludes" not in few.verdict() and "No evidence" not in few.verdict()
+    table = simulated_result(1, False, 0.03, 9, J=3).to_frame()
+    assert table["ci_low"].isna().all() and table["delta_r2"].notna().sum() == 9
+
+
+def test_many_seeds_on_few_documents_have_the_degrees_of_freedom_of_the_documents():
+    values = np.linspace(0.0, 1 / 64, 20)
+    for cross_fitted, n, df in ((False, 12, 11), (False, 40, 19), (True, 12, 19)):
+        found = of_errors(values, n, cross_fitted)._pooled("M3", "M2")  # documents do not differ
+        se = np.sqrt(values.var(ddof=1) / (19 if cross_fitted else 20))
+        half = scipy.stats.t.ppf(0.975, df) * se
+        assert found["ci_high"] - found["delta_r2"] == pytest.approx(half)
+        assert found["p"] == pytest.approx(2 * scipy.stats.t.sf(values.mean() / se, df))
+
+
+@pytest.mark.parametrize("cross_fitted", [True, False])
+def test_p_is_never_0_and_undefined_without_spread(cross_fitted):
+    steady = of_errors([1 / 8] * 4, 20, cross_fitted)._pooled("M3", "M2")  # dyadic: exact
+    assert steady["delta_r2"] == 1 / 8 and steady["sd_seeds"] == 0
+    assert np.isnan([steady[name] for name in ("ci_low", "ci_high", "p")]).all()
+    nothing = of_errors([0.0] * 4, 20, cross_fitted)._pooled("M3", "M2")
+    assert [nothing[name] for name in ("delta_r2", "ci_low", "ci_high", "p")] == [0, 0, 0, 1]
+    J = 40  # nearly without spread, far from 0: t is beyond what floats hold
+    certain = of_errors(1 / 8 + 1e-12 * np.arange(J), 50, cross_fitted)._pooled("M3", "M2")
+    assert 0 < certain["p"] < 1e-300 and certain["ci_low"] > 0
 
 
 def dense_of(data, documents):
@@ -191,7 +242,8 @@ def test_shares_by_hand(all_steps, planted_data):
         total = np.square(held_x - x.mean(0)).sum()
         refit = ladder_seed.Refit(fit, validation).linear
         centred = codes - codes.mean(0)
-        ridge = refit.penalty * np.square(centred).sum() / codes.shape[1] * np.eye(codes.shape[1])
+        spread = np.square(centred).sum(0)
+        ridge = refit.penalty * np.median(spread[np.ptp(codes, axis=0) > 0]) * np.eye(codes.shape[1])
         W = np.linalg.solve(centred.T @ centred + ridge, centred.T @ (error - error.mean(0)))
         predicted = [0, error.mean(0), error.mean(0) + (held - codes.mean(0)) @ W]
         by_hand = [1 - np.square(held_error - one_prediction).sum() / total for one_prediction in predicted]
@@ -253,7 +305,7 @@ def test_tables_have_a_row_for_everything(all_steps):
     assert "An MLP of the code" in all_steps.verdict()
 
 
-def with_gains(low_gain, shuffled=None, J=4):
+def with_gains(low_gain, shuffled=None, additive=None, J=4):
     """A result whose gains of M3 over M2 lie around a value."""
     draw, seeds = stream(0, "gains"), []
     for j in range(J):
@@ -262,6 +314,9 @@ def with_gains(low_gain, shuffled=None, J=4):
         squared["M3"] = squared["M2"] - 100 * low_gain + draw.standard_normal(20)
         if shuffled is not None:
             squared["M3 shuffled"] = squared["M2"] - 100 * shuffled + draw.standard_normal(20)
+        if additive is not None:
+            squared["M2 additive"] = squared["M2"] - 1
+            squared["M3 additive"] = squared["M2 additive"] - 100 * additive + draw.standard_normal(20)
         documents = np.arange(20 * j, 20 * j + 20)
         seeds.append(
             SeedErrors(
@@ -271,17 +326,34 @@ def with_gains(low_gain, shuffled=None, J=4):
     return LadderResult(tuple(seeds), True, 200, 0, {})
 
 
+def small(n_documents, size=30):
+    return simulate_codes(n_documents * size, 12, 4, 3, tokens_per_document=size)
+
+
 def test_the_verdict_says_what_the_interval_says():
     above, around, below = (with_gains(gain) for gain in (0.05, 0.0, -0.05))
     assert row(above, "M3")["ci_low"] > 0 > row(below, "M3")["ci_high"]
     assert row(around, "M3")["ci_low"] < 0 < row(around, "M3")["ci_high"]
-    assert "the interval excludes 0" in above.verdict() and "Pairs of features explain 16" in above.verdict()
+    assert above.verdict().startswith("Pairs of features, or curves of single ones, explain 16")
+    assert "the interval excludes 0; the control additive, which tells the two apart, was not run" in above.verdict()
     assert "No evidence" in around.verdict() and "contains 0" in around.verdict()
     assert "excludes" not in around.verdict() + below.verdict() and "contains" not in above.verdict() + below.verdict()
-    assert "worse than the best linear decoder" in below.verdict()
+    assert "worse than the best ridge decoder" in below.verdict()
+    beyond, curves, worse = (with_gains(0.05, additive=gain) for gain in (0.04, 0.0, -0.04))
+    share = row(beyond, "M3")["delta_r2"] / (1 - row(beyond, "M0")["r2_heldout"])
+    assert beyond.verdict().startswith(f"Pairs of features explain {share:.1%} of the dictionary's error beyond the ")
+    assert "No evidence" not in beyond.verdict()
+    assert "the interval excludes 0; beyond a decoder with curves of single features too (+0.0" in beyond.verdict()
+    for one in (curves, worse):
+        assert row(one, "M3")["ci_low"] > 0 >= row(one, "M3", "additive")["ci_low"]
+        assert one.verdict().startswith(
+            "No evidence that pairs of features explain any of the dictionary's error beyond "
+        )
+        assert "beyond curves of single features" in one.verdict() and "excludes" not in one.verdict()
+    assert not any("was not run" in one.verdict() for one in (beyond, curves, worse, around, below))
     assert "should explain nothing has an interval above 0" in with_gains(0.05, shuffled=0.04).verdict()
     assert "should explain nothing" not in with_gains(0.05, shuffled=0.0).verdict()
-    with_two = residual_ladder(simulate_codes(900, 12, 4, 3).rows, steps=["M2"], controls=(), **QUICK)
+    with_two = residual_ladder(small(30).rows, steps=["M2"], controls=(), **QUICK)
     assert "no pairs were asked for" in with_two.verdict() and "decoder refit" in with_two.verdict()
 
 
@@ -380,11 +452,45 @@ def test_held_out_texts_judge_every_seed(planted_data):
     assert [one.n_fit for one in result.seeds] == [2880, 2880] and {one.n_test for one in result.seeds} == {800}
     assert np.array_equal(result.seeds[0].squared["M0"], result.seeds[1].squared["M0"])
     assert not np.array_equal(result.seeds[0].squared["M3"], result.seeds[1].squared["M3"])
-    few = fit.of_documents(np.arange(3))  # no fold is needed
-    residual_ladder(few, held_out=test, steps=("M2",), controls=(), **(QUICK | {"seeds": 5}))
+    few = fit.of_documents(np.arange(4))  # no fold is needed
+    half = InteractionTraining(batch_size=64, validation=0.5)
+    options = {"steps": ("M2",), "controls": (), **QUICK, "seeds": 5, "training": half}
+    assert {one.n_fit for one in residual_ladder(few, held_out=test, **options).seeds} == {80}
     for overlapping in (fit, planted_data.rows, planted_data.rows.of_documents(np.array([79, 99]))):
-        with pytest.raises(InvalidInput, match="held_out"):
+        shared = len(np.intersect1d(overlapping.documents, fit.documents))
+        with pytest.raises(InvalidInput, match=f"held_out shares {shared} documents with the store"):
             residual_ladder(fit, held_out=overlapping, **QUICK)
+    copied = CodedRows.from_arrays(  # ten documents of others and one of these, under other numbers
+        planted_data.codes[3160:3600], planted_data.activations[3160:3600], documents=np.repeat(np.arange(11), 40)
+    )
+    with pytest.raises(InvalidInput, match=r"held_out shares 1 documents with the store \('79'\)"):
+        residual_ladder(fit, held_out=copied, **QUICK)
+    nine = planted_data.rows.of_documents(np.arange(91, 100))
+    with pytest.raises(InvalidInput, match=r"held_out has 9 documents; .* at least 10"):
+        residual_ladder(fit, held_out=nine, **QUICK)
+
+
+def test_each_part_of_a_seed_has_two_documents(monkeypatch):
+    """Or nothing is trained."""
+    options = {"steps": ("M2",), "controls": ()} | QUICK
+    assert len(residual_ladder(small(30).rows, **options).seeds) == 2
+    monkeypatch.setattr(ladder_seed, "Refit", None)
+    data = small(30).rows
+    share = {name: InteractionTraining(batch_size=64, validation=name) for name in (0.01, 0.99)}
+    ten, others = data.of_documents(np.arange(10)), data.of_documents(np.arange(10, 30))
+    cases = [
+        (data.of_documents(np.arange(20)), "to choose penalties by", {}),  # a tenth of 10 documents
+        (data, "to choose penalties by", {"training": share[0.01]}),
+        (data, "to fit", {"training": share[0.99]}),
+        (others, "to fit", {"training": share[0.99], "held_out": ten}),
+        (data.of_documents(np.arange(10, 13)), "to choose penalties by", {"held_out": ten}),
+    ]
+    for rows, part, change in cases:
+        with pytest.raises(InvalidInput, match=f"only one document is left {part}; .* two of each kind") as refusal:
+            residual_ladder(rows, **(options | change))
+        assert "\n" not in str(refusal.value)
+    with pytest.raises(InvalidInput, match="19 documents are too few for 10 seeds"):
+        residual_ladder(data.of_documents(np.arange(19)), **(options | {"seeds": 10}))
 
 
 def test_held_out_texts_of_another_dictionary_are_refused(planted_data):
@@ -481,15 +587,30 @@ def test_a_control_that_does_not_fit_into_memory_is_left_out_and_said(planted_da
         {"controls": "frozen"},
         {"seeds": 1},
         {"seeds": 60},
+        {"seeds": 1001},
+        {"seeds": 2.5},
+        {"seeds": True},
+        {"steps": None},
+        {"controls": None},
+        {"n_perm": 18},
+        {"n_perm": True},
+        {"n_perm": 19.5},
+        {"random_state": -1},
+        {"random_state": 0.5},
+        {"random_state": True},
+        {"training": {"batch_size": 64}},
         {"rank": 0},
         {"rank": 1.5},
         {"n_tokens": -1},
         {"top_n": 1},
-        {"n_boot": 10},
+        {"n_boot": 99},
+        {"n_boot": 200.5},
+        {"n_boot": True},
     ],
     ids=str,
 )
-def test_bad_arguments_are_refused_in_one_sentence(planted_data, wrong):
+def test_bad_arguments_are_refused_in_one_sentence_before_anything_is_trained(planted_data, wrong, monkeypatch):
+    monkeypatch.setattr(module, "Rungs", None)
     with pytest.raises(InvalidInput, match=next(iter(wrong))) as refusal:
         residual_ladder(planted_data.rows, **(QUICK | wrong))
     assert "\n" not in str(refusal.value)

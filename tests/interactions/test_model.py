@@ -13,6 +13,7 @@ import torch
 from neurollm.dictionaries import TopKSAE
 from neurollm.dictionaries.kernels import SparseCode
 from neurollm.errors import DataMismatch, InvalidInput
+from neurollm.interactions.expansions import Expansion
 from neurollm.interactions.model import CONFIG_FILE, NFM, WEIGHTS_FILE, as_places, bi_interaction, truncate
 from neurollm.models import Site
 
@@ -150,6 +151,27 @@ def test_truncation_against_sorting(top_n):
     unsorted.has_sorted_indices = False
     assert np.array_equal(truncate(unsorted, top_n).toarray(), found.toarray())
     assert truncate(sp.csr_matrix((0, F)), top_n).shape == (0, F)
+
+
+def test_top_n_cuts_pairs_and_not_the_code_that_an_mlp_takes():
+    codes, length = codes_of(), 2.0
+    assert np.diff(codes.indptr).max() > 3
+    dense = {top_n: torch.from_numpy(truncated(codes, top_n)).double() / length for top_n in (3, F)}
+    for kind in ("pairs", "pairs_mlp", "code_mlp"):
+        expansion = Expansion(kind, (F, K, H), 3, length, random_state=1)
+        if kind != "pairs":
+            expansion.weights["b1"] += torch.linspace(-1, 1, len(expansion.weights["b1"]))
+        w = {name: weight.double() for name, weight in expansion.weights.items()} | {"V": expansion.embeddings.double()}
+        if kind == "code_mlp":
+            expected = torch.relu(dense[F] @ w["V"] + w["b1"]) - torch.relu(w["b1"])
+        else:
+            pooled = ((dense[3] @ w["V"]) ** 2 - dense[3] ** 2 @ w["V"] ** 2) / 2
+            hidden = [torch.relu(pooled @ w["W1"] + w["b1"]) - torch.relu(w["b1"])] if kind == "pairs_mlp" else []
+            expected = torch.cat([pooled, *hidden], 1)
+        assert torch.allclose(expansion.columns(codes).double(), expected, atol=1e-6)
+        whole = Expansion(kind, (F, K, H), F, length, random_state=1)
+        whole.weights = expansion.weights
+        assert torch.equal(whole.columns(codes), expansion.columns(codes)) == (kind == "code_mlp")
 
 
 def test_codes_without_entries_predict_the_bias():

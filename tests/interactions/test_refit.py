@@ -12,7 +12,7 @@ from sklearn.linear_model import Ridge
 
 from neurollm.errors import InvalidInput
 from neurollm.interactions import refit as module
-from neurollm.interactions.refit import COLUMN_PENALTIES, PENALTIES, Refit
+from neurollm.interactions.refit import COLUMN_PENALTIES, PENALTIES, SMALLEST_PENALTY, Refit
 from neurollm.interactions.rows import CodedRows
 
 F, D, K = 12, 4, 3
@@ -49,8 +49,8 @@ def dense_of(rows, code="code"):
 
 
 def unit_of(codes):
-    """t: the mean over features of what centring leaves of their squares."""
-    return np.square(codes - codes.mean(0)).sum(0).mean()
+    """t: the median over the features that vary of what centring leaves of their squares."""
+    return np.median(np.square(codes - codes.mean(0)).sum(0)[np.ptp(codes, axis=0) > 0])
 
 
 def ridge(codes, error, penalty):
@@ -73,11 +73,20 @@ def generalised(codes, phi, error, penalty, column_penalty):
 
 def only(monkeypatch, penalty, column_penalty=np.inf):
     """A grid of one penalty (and ∞ where the error alone would be chosen)."""
-    monkeypatch.setattr(module, "PENALTIES", (penalty, np.inf))
+    monkeypatch.setattr(module, "PENALTIES", (penalty,))
+    monkeypatch.setattr(module, "SMALLEST_PENALTY", penalty)
     monkeypatch.setattr(module, "COLUMN_PENALTIES", (column_penalty,))
 
 
-@pytest.mark.parametrize("penalty", PENALTIES[:-1])
+def losses_of(fit, validation, code="code"):
+    """Squared error on the validation rows of every penalty that there is, by definition: ∞, 100, 10, … 1e-12."""
+    codes, error = dense_of(validation, code)
+    penalties = [np.inf, *(10.0**power for power in range(2, -13, -1))]
+    weights = {penalty: ridge(*dense_of(fit, code), penalty) for penalty in penalties}
+    return {penalty: np.square(error - codes @ W - b).sum() for penalty, (W, b) in weights.items()}
+
+
+@pytest.mark.parametrize("penalty", (*PENALTIES, 1e-8))
 def test_the_refit_is_a_ridge_regression_with_intercept(data, penalty, monkeypatch):
     only(monkeypatch, penalty)
     refit = Refit(rows_of(300, 1), rows_of(200, 2))
@@ -90,25 +99,131 @@ def test_the_refit_is_a_ridge_regression_with_intercept(data, penalty, monkeypat
 
 
 def test_the_penalty_is_the_one_that_validation_documents_want(data):
+    losses = losses_of(*data)
+    refit = Refit(*data)
+    assert refit.linear.penalty == min(losses, key=losses.get) not in (PENALTIES[0], PENALTIES[-1], np.inf)
+    assert np.allclose(refit.bias, dense_of(data[0])[1].mean(0))
+
+
+def steep_rows(n, seed, noise):
+    """Features of very unequal size that matter alike: for the small ones the penalty must be small."""
+    draw = np.random.default_rng(seed)
+    alike = draw.exponential(size=(n, F))
+    dense = np.float32(alike * 10.0 ** (-np.arange(F) / 2))
+    error = alike @ np.random.default_rng(0).normal(size=(F, D)) + noise * draw.normal(size=(n, D))
+    return CodedRows.from_arrays(sp.csr_matrix(dense), error, documents=np.arange(n) // 10)
+
+
+def test_penalties_go_on_below_their_end_while_the_lowest_is_the_best():
+    chosen = []
+    for noise in (0.3, 0.0):
+        fit, validation = steep_rows(300, 1, noise), steep_rows(200, 2, noise)
+        losses = losses_of(fit, validation)
+        refit = Refit(fit, validation)
+        chosen.append(refit.linear.penalty)
+        assert SMALLEST_PENALTY <= chosen[-1] < 0.5 * PENALTIES[-1]
+        left = np.square(dense_of(validation)[1] - refit.linear.predict(next(validation.in_order(1000)))).sum()
+        assert left <= 1.001 * min(losses.values()) and left < 0.9 * losses[1e-3]
+        steps = [penalty for penalty in losses if penalty <= 1e-3]
+        further = itertools.pairwise(steps)  # by definition, the first after which it does not get better
+        expected = next((one for one, below in further if losses[below] >= losses[one]), SMALLEST_PENALTY)
+        if noise:  # without, what decides is rounding
+            assert chosen[-1] == pytest.approx(expected)
+    assert chosen[1] <= chosen[0]
+
+
+def test_features_that_are_the_same_end_the_grid_where_the_factor_fails(monkeypatch):
+    """Without noise ever smaller penalties are better, until the matrix is singular."""
+    draw = np.random.default_rng(0)
+    dense = draw.exponential(size=(300, F)).astype(np.float32)
+    dense[:, 1] = dense[:, 0]
+    rows = CodedRows.from_arrays(sp.csr_matrix(dense), dense @ draw.normal(size=(F, D)), documents=np.arange(300) // 10)
+    half = np.arange(300) < 150
+    monkeypatch.setattr(module, "SMALLEST_PENALTY", 0.0)
+    tried, prepare = [], Refit._prepare
+
+    def spy(self, penalty):
+        tried.append(penalty)
+        if penalty < 1e-9:
+            raise np.linalg.LinAlgError
+        prepare(self, penalty)
+
+    monkeypatch.setattr(Refit, "_prepare", spy)
+    refit = Refit(rows.subset(half), rows.subset(~half))
+    below = [penalty for penalty in tried if penalty < 0.5 * PENALTIES[-1]]
+    assert below == [*sorted(below[:-1], reverse=True), refit.linear.penalty]  # prepared again in the end
+    assert 1e-9 < refit.linear.penalty < PENALTIES[-1] and np.isfinite(refit.linear.W).all()
+    batch = next(rows.subset(~half).in_order(1000))
+    error = batch.error.double().numpy()
+    assert np.square(error - refit.linear.predict(batch)).sum() < 1e-6 * np.square(error - error.mean(0)).sum()
+
+
+@pytest.mark.parametrize("most_exact", [16_384, F - 1], ids=["factor", "conjugate gradients"])
+def test_one_large_feature_does_not_decide_how_the_others_are_penalised(monkeypatch, most_exact):
+    """An always active feature in another unit: the truth, additive, is the same."""
+    monkeypatch.setattr(module, "MOST_EXACT", most_exact)
+    true = np.random.default_rng(0).normal(size=(F, D))
+
+    def shares(factor):
+        made = []
+        for n, seed in ((600, 1), (400, 2), (400, 3)):
+            draw = np.random.default_rng(seed)
+            dense = np.where(draw.random((n, F)) < 0.2, draw.exponential(size=(n, F)), 0)
+            dense[:, 0] = 5 + draw.normal(size=n)
+            error = dense @ true + draw.normal(size=(n, D))
+            dense[:, 0] *= factor
+            made.append(CodedRows.from_arrays(sp.csr_matrix(dense), error, documents=np.arange(n) // 10))
+        batch = next(made[2].in_order(1000))
+        error = batch.error.double().numpy()
+        left = np.square(error - Refit(*made[:2]).linear.predict(batch)).sum()
+        return 1 - left / np.square(error - error.mean(0)).sum()
+
+    plain = shares(1.0)
+    assert plain > 0.5 and shares(1e4) == pytest.approx(plain, abs=0.005)
+
+
+def test_features_that_never_vary_get_no_weight(data):
+    """Neither the dead nor the always alike, however large; and they do not count in the unit of the penalty."""
     fit, validation = data
-    codes, error = dense_of(validation)
-    losses = {}
-    for penalty in PENALTIES:
-        W, b = ridge(*dense_of(fit), penalty)
-        losses[penalty] = np.square(error - codes @ W - b).sum()
-    refit = Refit(fit, validation)
-    assert refit.linear.penalty == min(losses, key=losses.get) not in (PENALTIES[0], np.inf)
-    assert np.allclose(refit.bias, dense_of(fit)[1].mean(0))
+
+    def with_constants(rows, n_constant):
+        codes, error = dense_of(rows)
+        constants = np.full((len(codes), n_constant), 1e3)
+        return CodedRows.from_arrays(sp.csr_matrix(np.hstack([codes, constants])), error, documents=rows.documents)
+
+    plain = Refit(fit, validation)
+    assert np.array_equal(np.flatnonzero(plain.constant), [DEAD])
+    refit = Refit(with_constants(fit, 2 * F), with_constants(validation, 2 * F))
+    assert np.array_equal(np.flatnonzero(refit.constant), [DEAD, *range(F, 3 * F)])
+    assert refit.unit == pytest.approx(plain.unit) == pytest.approx(unit_of(dense_of(fit)[0]))
+    assert refit.linear.penalty == plain.linear.penalty and not refit.linear.W[refit.constant].any()
+    assert np.allclose(refit.linear.W[:F], plain.linear.W, atol=1e-6)
+
+    def first(code):
+        return columns(code[:, :F])
+
+    beside, alone = refit.with_columns(first), plain.with_columns(columns)
+    assert beside.A.any() and not beside.W[refit.constant].any()
+    assert np.allclose(beside.A, alone.A, atol=1e-6) and np.allclose(beside.W[:F], alone.W, atol=1e-5)
 
 
 def test_without_a_relation_the_refit_is_the_mean():
-    draw = np.random.default_rng(0)
-    fit, validation = (
-        CodedRows.from_arrays(dense_of(rows_of(n, seed))[0], draw.normal(size=(n, D)))
-        for n, seed in ((40, 1), (400, 2))
-    )
-    refit = Refit(fit, validation)
-    assert np.isinf(refit.linear.penalty) and not refit.linear.W.any() and np.array_equal(refit.linear.b, refit.bias)
+    means = 0
+    for state in range(6):
+        draw = np.random.default_rng(state)
+        fit, validation = (
+            CodedRows.from_arrays(dense_of(rows_of(n, seed))[0], draw.normal(size=(n, D)))
+            for n, seed in ((40, 1), (400, 2))
+        )
+        losses = losses_of(fit, validation)
+        refit = Refit(fit, validation)
+        assert refit.linear.penalty == min(losses, key=losses.get) >= 10
+        means += np.isinf(refit.linear.penalty)
+        if np.isinf(refit.linear.penalty):
+            last = fit, validation, refit
+    assert means >= 2
+    fit, validation, refit = last
+    assert not refit.linear.W.any() and np.array_equal(refit.linear.b, refit.bias)
     beside = refit.with_columns(columns)
     s, f = dense_of(fit)[1], columns(next(fit.in_order(1000)).code).numpy()
     if np.isfinite(beside.column_penalty):  # and columns stand alone
@@ -179,12 +294,8 @@ def test_a_null_regresses_on_the_codes_of_other_documents(data):
     assert np.array_equal(own.linear.W, Refit(*data).linear.W)
     W, b = ridge(dense_of(fit, "pairing")[0], dense_of(fit)[1], null.linear.penalty)
     assert np.allclose(null.linear.W, W) and np.allclose(null.linear.b, b)
-    codes, error = dense_of(validation, "pairing")
-    losses = [
-        np.square(error - codes @ W - b).sum()
-        for W, b in (ridge(dense_of(fit, "pairing")[0], dense_of(fit)[1], penalty) for penalty in PENALTIES)
-    ]
-    assert null.linear.penalty == PENALTIES[int(np.argmin(losses))] > own.linear.penalty
+    losses = losses_of(fit, validation, "pairing")
+    assert null.linear.penalty == min(losses, key=losses.get) > own.linear.penalty
 
 
 def test_shuffled_columns_stand_beside_the_real_code(data):
@@ -216,6 +327,15 @@ def test_conjugate_gradients_find_what_the_factor_finds(data, monkeypatch):
                 a, b = getattr(one, name), getattr(other, name)
                 assert np.allclose(a, b, rtol=1e-4, atol=1e-4 * np.abs(other.W).max())
         assert not iterated.linear.W[DEAD].any()
+
+
+def test_conjugate_gradients_choose_what_the_factor_chooses(data, monkeypatch):
+    """Each penalty begins where the one before ended."""
+    exact = Refit(*data)
+    monkeypatch.setattr(module, "MOST_EXACT", F - 1)
+    iterated = Refit(*data)
+    assert iterated.linear.penalty == exact.linear.penalty and not iterated.linear.W[DEAD].any()
+    assert np.allclose(iterated.linear.W, exact.linear.W, atol=1e-4 * np.abs(exact.linear.W).max())
 
 
 def test_codes_that_do_not_vary_are_refused():

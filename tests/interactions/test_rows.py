@@ -9,9 +9,11 @@ import torch
 
 from neurollm.activations import Corpus, harvest
 from neurollm.dictionaries import TopKSAE
+from neurollm.dictionaries.normalisation import Normalisation
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.interactions import rows as module
 from neurollm.interactions.rows import CodedRows, coded
+from neurollm.interactions.simulate import simulate_codes
 from neurollm.models import LanguageModel, Site
 
 F, D = 20, 6
@@ -25,8 +27,8 @@ def sae(site=1, d=D, n_features=F, seed=0, **options):
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    """A real harvest of a tiny model in three shards."""
+def lm():
+    """A tiny model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -38,13 +40,19 @@ def store(tmp_path_factory):
     config = GPT2Config(vocab_size=257, n_positions=32, n_embd=D, n_layer=2, n_head=2, initializer_range=0.5)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        lm = LanguageModel("tiny", GPT2LMHeadModel(config), tokenizer, is_causal=True)
-    draw = np.random.default_rng(0)
-    texts = [
-        (f"text {i}", "".join(draw.choice(list("abcdef ghi"), size))) for i, size in enumerate([40, 9, 70, 25, 31])
-    ]
+        return LanguageModel("tiny", GPT2LMHeadModel(config), tokenizer, is_causal=True)
+
+
+def some_texts(seed=0, sizes=(40, 9, 70, 25, 31)):
+    draw = np.random.default_rng(seed)
+    return [(f"text {i}", "".join(draw.choice(list("abcdef ghi"), size))) for i, size in enumerate(sizes)]
+
+
+@pytest.fixture(scope="module")
+def store(lm, tmp_path_factory):
+    """A real harvest in three shards."""
     folder = tmp_path_factory.mktemp("store")
-    return harvest(lm, Corpus(texts), Site(1), folder, tokens_per_shard=64, dtype="float32", verbose=0)
+    return harvest(lm, Corpus(some_texts()), Site(1), folder, tokens_per_shard=64, dtype="float32", verbose=0)
 
 
 @pytest.fixture(scope="module")
@@ -211,11 +219,12 @@ def test_other_errors_are_the_same_held_and_streamed(monkeypatch, shuffle):
 
 def test_widened_rows_have_presence_and_squares_beside_the_code(monkeypatch):
     rows, codes, x, decoder = random_rows()
+    units = np.random.default_rng(3).uniform(0.5, 4, F).astype(np.float32)  # one for each feature
     for memory in (4e9, 10):  # held and streamed
         monkeypatch.setattr(module, "MOST_IN_MEMORY", memory)
-        wide = rows.widened(2.0).subset(np.arange(32) % 3 > 0)
+        wide = rows.widened(units).subset(np.arange(32) % 3 > 0)
         kept = np.flatnonzero(np.arange(32) % 3 > 0)
-        expected = np.hstack([codes, 2.0 * (codes != 0), codes**2 / 2.0])[kept]
+        expected = np.hstack([codes, units * (codes != 0), codes**2 / units])[kept]
         for one in (wide, wide.with_errors(lambda batch: batch.error + torch.from_numpy(batch.code.toarray()[:, -D:]))):
             found = gathered(one.in_order(5))
             assert one.n_features == 3 * F and np.allclose(found[1], expected, rtol=1e-6)
@@ -226,7 +235,7 @@ def test_widened_rows_have_presence_and_squares_beside_the_code(monkeypatch):
     assert wide.sha256 != rows.subset(np.arange(32) % 3 > 0).sha256 and rows.n_features == F
     for refused in (rows.shuffled(0), wide):
         with pytest.raises(InvalidInput, match="widened"):
-            refused.widened(1.0)
+            refused.widened(units)
 
 
 def test_stored_zeros_and_entries_given_twice_are_no_features():
@@ -241,7 +250,35 @@ def test_rows_tell_who_shares_documents():
     rows, *_ = random_rows()
     other, *_ = random_rows(seed=1)
     early, late = rows.of_documents(np.array([0, 10])), rows.of_documents(np.array([20, 30]))
-    assert rows.shares_documents(early) and not early.shares_documents(late) and not rows.shares_documents(other)
+    assert rows.shared_documents(early) == ["0", "10"] == early.shared_documents(rows.shuffled(0))
+    assert early.shared_documents(late) == [] == rows.shared_documents(other)
+    assert early.origin == late.origin == rows.origin != other.origin and early.sha256 != late.sha256
+
+
+def test_documents_of_other_arrays_are_known_by_their_numbers():
+    rows, codes, x, decoder = random_rows()  # documents 40, 30, 20, 10, 0
+    again = np.r_[7:10, 22:23, 23:32]  # those of 30, 10 and 0, under other numbers
+    documents = np.repeat([5, 6, 7], [3, 1, 9])
+    kept = x[again].copy()
+    kept[-1] += 1e-3  # the last is no longer the same
+    other = CodedRows.from_arrays(codes[again], kept, decoder, documents)
+    assert rows.origin != other.origin
+    assert rows.shared_documents(other) == ["5", "6"] and other.shared_documents(rows) == ["10", "30"]
+    assert rows.of_documents(np.array([10, 20])).shared_documents(other) == ["6"]
+    assert rows.of_documents(np.array([40, 20])).shared_documents(other) == []
+
+
+def test_documents_of_two_stores_are_known_by_their_text(lm, store, stored, tmp_path):
+    texts = some_texts()
+    mixed = [*some_texts(1, (20, 30)), ("new name", texts[2][1])]
+    others = [CodedRows.of(_harvested(lm, name, tmp_path), sae(), verbose=0) for name in (mixed, mixed[:2])]
+    assert stored.shared_documents(others[0]) == ["new name"] and others[0].shared_documents(stored) == ["text 2"]
+    assert stored.shared_documents(others[1]) == [] == others[1].shared_documents(stored)
+    assert stored.shared_documents(stored.of_documents(np.array([1, 3]))) == ["1", "3"]
+
+
+def _harvested(lm, texts, folder):
+    return harvest(lm, Corpus(texts), Site(1), folder / str(len(texts)), dtype="float32", verbose=0)
 
 
 @pytest.mark.parametrize(
@@ -267,6 +304,16 @@ def test_arrays_that_do_not_fit_are_refused_in_one_sentence(wrong):
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("per_token", ["layer_norm", "unit_norm"])
+def test_a_dictionary_that_scales_every_token_is_refused(store, per_token):
+    """Its error is a product of scale and features."""
+    with pytest.raises(InvalidInput, match=rf"scales every token by itself \({per_token}\)") as refusal:
+        CodedRows.of(store, sae(normalisation=Normalisation(per_token=per_token)), verbose=0)
+    assert "\n" not in str(refusal.value)
+    centred = sae(normalisation=Normalisation(per_token="centre"))
+    assert CodedRows.of(store, centred, verbose=0).n_rows == store.n_rows
+
+
 def test_what_does_not_belong_together_is_refused(store, stored, monkeypatch):
     with pytest.raises(DataMismatch):
         CodedRows.of(store, sae(site=0), verbose=0)
@@ -274,9 +321,13 @@ def test_what_does_not_belong_together_is_refused(store, stored, monkeypatch):
         coded(stored, sae(seed=1))
     with pytest.raises(InvalidInput, match="dictionary"):
         coded(store, None)
-    with pytest.raises(InvalidInput, match="from_arrays"):
-        coded(np.zeros((3, D)), sae())
+    for given in (np.zeros((3, D)), "a/folder", CodedRows, None):  # the wrong type is named first
+        for dictionary in (sae(), None):
+            with pytest.raises(InvalidInput, match=rf"a {type(given).__name__}; .*from_arrays"):
+                coded(given, dictionary)
     assert coded(stored, None) is stored and coded(stored, sae()) is stored
+    simulated = simulate_codes(400, F, 4, D)
+    assert coded(simulated, None) is simulated.rows
     for mask in (np.zeros(stored.n_rows, bool), np.ones(3, bool), np.ones(stored.n_rows)):
         with pytest.raises(InvalidInput):
             stored.subset(mask)

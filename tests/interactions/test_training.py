@@ -253,6 +253,14 @@ def test_a_training_that_diverges_says_so(planted):
         {"rank": 2.5},
         {"top_n": 1},
         {"n_tokens": 0},
+        {"rank": True},
+        {"top_n": True},
+        {"n_tokens": True},
+        {"random_state": -1},
+        {"random_state": 0.5},
+        {"random_state": True},
+        {"training": {"batch_size": 128}},
+        {"training": "fast"},
     ],
     ids=str,
 )
@@ -277,12 +285,37 @@ def test_bad_arguments_are_refused_before_anything_is_computed(planted, wrong, m
         {"validation": 0.0},
         {"validation": 1.0},
         {"precision": "float16"},
+        {"learning_rate": "fast"},
+        {"learning_rate": None},
+        {"batch_size": True},
+        {"evaluations": True},
     ],
     ids=str,
 )
 def test_bad_options_are_refused(wrong):
     with pytest.raises(InvalidInput, match=next(iter(wrong))):
         InteractionTraining(**wrong)
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "a\nb"])
+def test_a_device_that_cannot_be_used_is_refused_in_one_sentence(planted, device):
+    options = InteractionTraining(batch_size=128, device=device)
+    with pytest.raises(InvalidInput, match=r"device .* cannot be used here") as refusal:
+        train_nfm(planted.rows, **(QUICK | {"training": options}))
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_model_knows_the_documents_that_it_saw(planted, additive, nfm, tmp_path):
+    rows = planted.rows
+    nfm.save(tmp_path)
+    for model in (nfm, NFM.load(tmp_path), nfm.to("cpu")):
+        assert model.saw(rows) and model.saw(rows.of_documents(np.arange(100))) and model.saw(rows.shuffled(0))
+        assert model.saw(rows.of_documents(np.array([99, 119])))  # one is enough
+        assert model.saw(rows.of_documents(np.array(nfm.provenance["validation_documents"][:1])))  # it chose
+        assert not model.saw(rows.of_documents(np.arange(100, 120)))
+        assert not model.saw(additive.rows)  # documents of these numbers, but of another store
+    assert not NFM.random(nfm).saw(rows)
+    assert not NFM({name: weight for name, weight in nfm.weights.items()}, nfm.top_n).saw(rows)  # not known
 
 
 def test_rows_that_cannot_be_learned_from_are_refused():
@@ -292,7 +325,7 @@ def test_rows_that_cannot_be_learned_from_are_refused():
         train_nfm(CodedRows.from_arrays(codes, x, documents=np.zeros(60, int)), verbose=0)
     with pytest.raises(InvalidInput, match=r"active|vary"):
         train_nfm(CodedRows.from_arrays(0 * codes, x, documents=np.arange(60) // 6), verbose=0)
-    with pytest.raises(InvalidInput, match="dictionary"):
+    with pytest.raises(InvalidInput, match=r"got a type; .*from_arrays"):
         train_nfm(CodedRows, verbose=0)
 
 
