@@ -132,8 +132,8 @@ def residual_ladder(
     """
     steps = _wanted(steps)
     _check(controls, seeds)
-    check_counts(rank=rank, n_tokens=n_tokens)
-    check_counts(2, top_n=top_n)
+    check_counts(rank=rank, n_tokens=1 if n_tokens is None else n_tokens)
+    check_counts(2, top_n=2 if top_n is None else top_n)
     check_counts(19, n_perm=n_perm)
     check_counts(100, n_boot=n_boot)
     check_counts(0, random_state=random_state)
@@ -175,7 +175,7 @@ def residual_ladder(
 
 
 def _wanted(steps: Sequence[str]) -> tuple[str, ...]:
-    if isinstance(steps, str) or not steps or any(step not in STEPS for step in steps):
+    if not isinstance(steps, list | tuple) or not steps or any(step not in STEPS for step in steps):
         raise InvalidInput(f"steps: found {steps!r}; use some of {', '.join(STEPS)}")
     wanted = set(steps)
     for step in reversed(STEPS):
@@ -185,7 +185,7 @@ def _wanted(steps: Sequence[str]) -> tuple[str, ...]:
 
 
 def _check(controls: Sequence[str], seeds: int) -> None:
-    if isinstance(controls, str) or controls is None or any(control not in CONTROLS for control in controls):
+    if not isinstance(controls, list | tuple) or any(control not in CONTROLS for control in controls):
         raise InvalidInput(f"controls: found {controls!r}; use some of {', '.join(CONTROLS)}")
     check_counts(2, seeds=seeds)
     if seeds > SEEDS:

@@ -23,7 +23,6 @@ import torch
 from neurollm.activations import FeatureIndex
 from neurollm.activations.reader import BlockOrder, read_ahead, rows_per_block
 from neurollm.dictionaries.base import Dictionary, as_tensor
-from neurollm.dictionaries.held_out import shared_texts
 from neurollm.dictionaries.rows import check_rows, encode_rows
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.random import stream
@@ -298,21 +297,22 @@ class CodedRows:
         """Names of documents that are in both: of the same store or arrays, or with the same text or numbers."""
         if self._origin == other._origin:
             return [str(document) for document in np.intersect1d(self.documents, other.documents)]
-        stores = [getattr(one._source, "store", None) for one in (self, other)]
-        if None not in stores:
-            return shared_texts(*stores)
         here, there = self._contents(), other._contents()
         return [name for content, name in there.items() if content in here]
 
-    def _contents(self) -> dict[str, str]:
-        """Hash of the activations of each document → its number."""
+    def _contents(self) -> dict[bytes, str]:
+        """Hash of the text, or of the activations, of each document → its name."""
+        store = getattr(self._source, "store", None)
+        if store is not None:
+            documents = [store.documents[int(document)] for document in np.unique(self.documents)]
+            return {hashlib.sha256(text.encode()).digest(): name for name, text in documents if text.strip()}
         digests: dict[int, Any] = {}
         for batch in self.in_order():
-            documents = self._all_documents[np.searchsorted(self._numbers, batch.rows)]
-            for document in np.unique(documents):
-                rows = np.ascontiguousarray(batch.x.numpy()[documents == document])
+            of = self._all_documents[np.searchsorted(self._numbers, batch.rows)]
+            for document in np.unique(of):
+                rows = np.ascontiguousarray(batch.x.numpy()[of == document])
                 digests.setdefault(int(document), hashlib.sha256()).update(rows.tobytes())
-        return {digest.hexdigest(): str(document) for document, digest in digests.items()}
+        return {digest.digest(): str(document) for document, digest in digests.items()}
 
     def subset(self, mask: np.ndarray) -> CodedRows:
         """The rows where `mask` (n_rows,) is true."""

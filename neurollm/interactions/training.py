@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +77,10 @@ class InteractionTraining:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.learning_rate, int | float) and 0 < self.learning_rate < np.inf):
+        for name in ("learning_rate", "warmup", "decay", "validation"):
+            if isinstance(getattr(self, name), bool) or not isinstance(getattr(self, name), Real):
+                raise InvalidInput(f"training: {name} must be a number, got {getattr(self, name)!r}")
+        if not 0 < self.learning_rate < np.inf:
             raise InvalidInput(f"training: learning_rate must be above 0 and finite, got {self.learning_rate!r}")
         check_counts(where="training: ", batch_size=self.batch_size, evaluations=self.evaluations)
         for name in ("warmup", "decay"):
@@ -94,7 +98,7 @@ class InteractionTraining:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:
+        except (RuntimeError, AssertionError, TypeError) as error:
             reason = str(error).splitlines()[0]
             raise InvalidInput(f"training: device {device!r} cannot be used here: {reason}") from None
         precision = self.precision
@@ -319,8 +323,8 @@ def train_nfm(
     """
     if readout not in ("linear", "mlp"):
         raise InvalidInput(f"readout is {readout!r}; use linear or mlp")
-    check_counts(rank=rank, n_tokens=n_tokens)
-    check_counts(2, top_n=top_n)
+    check_counts(rank=rank, n_tokens=1 if n_tokens is None else n_tokens)
+    check_counts(2, top_n=2 if top_n is None else top_n)
     check_counts(0, random_state=random_state)
     rows = coded(store, dictionary, verbose=verbose)
     options = resolved(training)
@@ -383,11 +387,11 @@ def resolved(training: InteractionTraining | None) -> InteractionTraining:
     return (training or InteractionTraining()).resolve()
 
 
-def check_counts(least: int = 1, where: str = "", **counts: int | None) -> None:
-    """Refuse what is no whole number of at least `least`; None passes."""
+def check_counts(least: int = 1, where: str = "", **counts: int) -> None:
+    """Refuse what is no whole number of at least `least`."""
     for name, value in counts.items():
         whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
-        if value is not None and not (whole and value >= least):
+        if not (whole and value >= least):
             raise InvalidInput(f"{where}{name} must be a whole number of at least {least}, got {value!r}")
 
 

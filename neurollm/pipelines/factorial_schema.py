@@ -90,7 +90,7 @@ class FactorialPart(Part):
     """Discovery on some items, tests on the others."""
 
     n_candidates: Size = Field(20, description="Columns per effect that go on to the test.")
-    discovery: float = Field(0.5, gt=0, lt=1, description="Share of the items in which candidates are sought.")
+    discovery: float = Field(0.5, ge=0.05, le=0.95, description="Share of the items in which candidates are sought.")
     n_perm: int = Field(5000, ge=FEWEST_PERMUTATIONS, strict=True, description="Shufflings of each test.")
     alpha: float = Field(0.05, gt=0, lt=1, description="Family-wise error rate of each effect.")
     n_random: Size = Field(19, description="Interaction models with untrained embeddings, for random_nfm.")

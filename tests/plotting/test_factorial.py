@@ -78,7 +78,7 @@ def test_what_cannot_be_drawn_is_refused(study):
     obs = pd.DataFrame(cells, columns=list("abc")).assign(item=np.repeat(np.arange(24), 8))
     obs["text"] = obs.astype(str).agg(" ".join, axis=1)
     X = np.random.default_rng(0).normal(size=(192, 3))
-    three = factorial_study(X, obs, FactorialDesign(list("abc")), n_perm=9)
+    three = factorial_study(X, obs, FactorialDesign(list("abc")), n_perm=19)
     for draw in (plot_cells, plot_units, lambda one: plot_interaction_lines(one, 0)):
         with pytest.raises(InvalidInput, match="two factors"):
             draw(three)

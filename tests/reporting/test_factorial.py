@@ -30,7 +30,7 @@ UNITS = {"sum": 2, "and": 3, "none": 6}
 
 def _study(kinds=UNITS, seed=0, names=None) -> FactorialStudy:
     """Simulated units in a design whose labels are hostile."""
-    sim = simulate_units(30, kinds, random_state=seed)
+    sim = simulate_units(48, kinds, random_state=seed)
     obs = sim.obs.assign(f1=np.where(sim.obs["f1"] == "on", HOSTILE, "off"))
     design = FactorialDesign({"f1": [HOSTILE, "off"], "f2": ["on", "off"]})
     return factorial_study(sim.X, obs, design, n_candidates=4, n_perm=199, features=names)
