@@ -224,7 +224,7 @@ def integration(found: Factorial, name: str) -> str:
     n, lasting = own["effects"].get(found.interaction, [0, 0])[1], own["lasting"]
     sentence = (
         f"{lasting or 'None'} of the {n} {what} chosen for {found.interaction} {'have' if lasting > 1 else 'has'} a "
-        f"lasting interaction (on the raw, log and rank scales, of the kinds {' and '.join(LASTING)})"
+        f"lasting interaction (on the raw, log and rank scales, of kind {' or '.join(LASTING)})"
     )
     draws = [one["lasting"] for one in found.random.get(PARTNER[name]) or []]
     if not draws:
