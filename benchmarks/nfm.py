@@ -164,7 +164,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         speeds: dict[str, float] = {}
         if args.features:
-            rows = simulate_codes(100_000, args.features, 32, 256, pairs=20, tokens_per_document=200).rows
+            rows = simulate_codes(20_000, args.features, 32, 256, pairs=5, tokens_per_document=200).rows
         else:
             store, dictionary, rows = demo_rows(args, Path(name))
             found = (batch for epoch in range(99) for batch in store.batches(args.batch_size, 0, epoch))
