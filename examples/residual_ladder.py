@@ -1,6 +1,6 @@
 """What do pairs of features explain that a dictionary leaves over? The ladder, partners and KL on the embedded model.
 
-    python examples/residual_ladder.py FOLDER            # half an hour on two cores; goes on where it was stopped
+    python examples/residual_ladder.py FOLDER            # an hour on two cores; goes on where it was stopped
     python examples/residual_ladder.py FOLDER --seeds 2  # a first look
 
 The texts are those that ship with neurollm (sampled from the embedded model itself); --corpus reads others.
@@ -41,7 +41,7 @@ store = harvest(lm, Corpus.read(args.corpus), sae.site, args.folder / "store")
 rows = CodedRows.of(store, sae, args.folder / "codes")
 
 # The ladder: every step judged on documents that took no part in it.
-controls = ("shuffled", "gaussian", "frozen", "residual_sae")
+controls = ("shuffled", "gaussian", "frozen", "additive", "residual_sae")
 ladder = residual_ladder(rows, sae, seeds=args.seeds, controls=controls, out=args.folder / "ladder")
 ladder.save(args.folder / "result")
 plot_ladder(ladder).figure.savefig(args.folder / "ladder.png", dpi=150)

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,14 +61,14 @@ def shared_texts(store: ActivationStore, held_out: ActivationStore) -> list[str]
 
     Texts are compared by their SHA-256, whatever their names; each file of documents is read once.
     """
-    known = {digest for _, digest in _digests(store)}
-    return [name for name, digest in _digests(held_out) if digest in known]
+    known = {digest for _, digest in text_digests(store)}
+    return [name for name, digest in text_digests(held_out) if digest in known]
 
 
-def _digests(store: ActivationStore) -> Iterator[tuple[str, bytes]]:
-    """Name and SHA-256 of every document with a text."""
-    for index in range(len(store.documents)):
-        name, text = store.documents[index]
+def text_digests(store: ActivationStore, documents: Iterable[int] | None = None) -> Iterator[tuple[str, bytes]]:
+    """Name and SHA-256 of every document, or of some, with a text."""
+    for index in range(len(store.documents)) if documents is None else documents:
+        name, text = store.documents[int(index)]
         if text.strip():
             yield name, hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 

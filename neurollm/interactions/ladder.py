@@ -16,7 +16,7 @@ read-outs (`neurollm.interactions.refit`), so that ΔR² of M3 is what pairs exp
 R² = 1 − Σ‖e − ŷ‖² / Σ‖x − m‖² over held-out tokens, m the mean of the fitted ones. ΔR² is the gain over the step
 before. Controls, trained like the real thing on as many tokens:
 
-    shuffled       the codes of other documents at the same positions: a gain is the training's optimism
+    shuffled       the codes of other documents at the same positions: a gain is optimism, or what positions explain
     gaussian       errors drawn as M2 + Gaussian noise of the covariance that M2 leaves: truth is zero
     frozen         M3 with the embeddings that training begins with: random pairs, read out optimally
     additive       M2 and M3 with curves of single features, [s_i ≠ 0] and s_i², beside each s_i: pairs of features
@@ -26,7 +26,8 @@ before. Controls, trained like the real thing on as many tokens:
 
 Seeds. Seed j draws weights and order, and without `held_out` its documents are fold j of all: each document is
 held out once. The interval of a seed is a studentised bootstrap over documents. That over all J seeds is
-mean ± t(J − 1) se with se² = (document variance of the mean) + S²·c, S the SD over seeds; c = 1/(J − 1) with
+mean ± t se, J − 1 degrees of freedom (documents − 1, if that is less), se² = (document variance of the mean) + S²·c,
+S the SD over seeds; c = 1/(J − 1) with
 folds, which share what they are fitted on (Nadeau & Bengio 2003, Machine Learning 52:239), and 1/J with `held_out`,
 where the document variance is that of the bootstrap and the conclusion is about models of these very texts. Fewer
 than 10 held-out documents have no interval.

@@ -23,6 +23,7 @@ import torch
 from neurollm.activations import FeatureIndex
 from neurollm.activations.reader import BlockOrder, read_ahead, rows_per_block
 from neurollm.dictionaries.base import Dictionary, as_tensor
+from neurollm.dictionaries.held_out import text_digests
 from neurollm.dictionaries.rows import check_rows, encode_rows
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.random import stream
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from neurollm.activations import ActivationStore
     from neurollm.models import Site
 
-MOST_IN_MEMORY = 4e9  # bytes of codes kept without a folder
+MOST_IN_MEMORY = 4e9  # bytes of codes without a folder, and of codes with other errors
 Decode = Callable[[sp.csr_matrix, torch.Tensor], torch.Tensor]
 
 
@@ -304,8 +305,7 @@ class CodedRows:
         """Hash of the text, or of the activations, of each document → its name."""
         store = getattr(self._source, "store", None)
         if store is not None:
-            documents = [store.documents[int(document)] for document in np.unique(self.documents)]
-            return {hashlib.sha256(text.encode()).digest(): name for name, text in documents if text.strip()}
+            return {digest: name for name, digest in text_digests(store, np.unique(self.documents))}
         digests: dict[int, Any] = {}
         for batch in self.in_order():
             of = self._all_documents[np.searchsorted(self._numbers, batch.rows)]
