@@ -10,18 +10,54 @@ suits dictionaries of any unit.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import scipy.sparse as sp
 import torch
 
 from neurollm.dictionaries.kernels import SparseCode
-from neurollm.interactions.model import as_places, bags, bi_interaction, hidden_layer, truncate
+from neurollm.interactions.model import as_places, hidden_layer, pool, pool_gradient, truncate
 from neurollm.random import stream
 
 KINDS = ("pairs", "pairs_mlp", "code_mlp")
 # Of the embeddings at the start. Those of a thousand pairs that mean nothing add up to noise, which with 1 took longer
 # to unlearn than the rest to learn.
 EMBEDDING_SCALE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveCode:
+    """A code in terms of the features that occur in it.
+
+    Attributes
+    ----------
+    present : LongTensor, shape (c,)
+        These features.
+    places, values
+        The code, its columns numbering `present`.
+    transpose, transpose_values
+        The same feature by feature: a matrix of c rows.
+    """
+
+    present: torch.Tensor
+    places: SparseCode
+    values: torch.Tensor
+    transpose: SparseCode
+    transpose_values: torch.Tensor
+
+    @classmethod
+    def of(cls, code: sp.csr_matrix, device: torch.device | str) -> ActiveCode:
+        """Those of a matrix."""
+        by_feature = code.tocsc()
+        present = np.flatnonzero(np.diff(by_feature.indptr))
+        number = np.empty(code.shape[1], code.indices.dtype)
+        number[present] = np.arange(len(present))
+        shape = (code.shape[0], len(present))
+        places = as_places(sp.csr_matrix((code.data, number.take(code.indices), code.indptr), shape=shape), device)
+        offsets = np.append(by_feature.indptr[present], len(code.data))
+        transpose = sp.csr_matrix((by_feature.data, by_feature.indices, offsets), shape=shape[::-1])
+        return cls(torch.from_numpy(present).to(device), *places, *as_places(transpose, device))
 
 
 class Expansion:
@@ -81,23 +117,46 @@ class Expansion:
         """Number of learned weights."""
         return self.embeddings.numel() + sum(weight.numel() for weight in self.weights.values())
 
-    def places(self, code: sp.csr_matrix) -> tuple[SparseCode, torch.Tensor]:
+    def _taken(self, code: sp.csr_matrix) -> sp.csr_matrix:
         """The code as the expansion takes it."""
         code = code if self.kind == "code_mlp" else truncate(code, self.top_n)
-        places, values = as_places(code, self.embeddings.device)
-        return places, values / self.code_length
+        return sp.csr_matrix((code.data / np.float32(self.code_length), code.indices, code.indptr), shape=code.shape)
+
+    def active(self, code: sp.csr_matrix) -> ActiveCode:
+        """The code as the expansion takes it, in terms of the features that occur."""
+        return ActiveCode.of(self._taken(code), self.embeddings.device)
 
     def columns(self, code: sp.csr_matrix) -> torch.Tensor:
         """φ, shape (n, n_columns)."""
+        places = as_places(self._taken(code), self.embeddings.device)
         with torch.no_grad():
-            return self.forward(*self.places(code), self.embeddings)
+            return self.of_sums(self.sums(*places, self.embeddings, self.embeddings.square())[-1])
 
-    def forward(self, places: SparseCode, values: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-        """φ of places whose columns number the rows of `embeddings`."""
+    def sums(
+        self, places: SparseCode, values: torch.Tensor, embeddings: torch.Tensor, squares: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """S, and B of pairs, of places whose columns number the rows of `embeddings`; φ is a function of the last."""
         if self.kind == "code_mlp":
-            b1 = self.weights["b1"]
-            return torch.relu(bags(places, values, embeddings) + b1) - torch.relu(b1)
-        pooled = bi_interaction(places, values, embeddings)[1]
+            return (places.decode(values, embeddings),)
+        return pool(places, values, embeddings, squares)
+
+    def of_sums(self, inputs: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
+        """φ of S or B, differentiable in them and in the `weights` (default: those of the expansion)."""
+        weights = self.weights if weights is None else weights
         if self.kind == "pairs":
-            return pooled
-        return torch.cat([pooled, hidden_layer(pooled, self.weights["W1"], self.weights["b1"])], dim=1)
+            return inputs
+        if self.kind == "code_mlp":
+            return torch.relu(inputs + weights["b1"]) - torch.relu(weights["b1"])
+        return torch.cat([inputs, hidden_layer(inputs, weights["W1"], weights["b1"])], dim=1)
+
+    def upstream(self, sums: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Gradients with respect to `sums`, given that with respect to the last of them."""
+        return (gradient,) if len(sums) == 1 else (gradient * sums[0], gradient)
+
+    def embedding_gradient(
+        self, transpose: SparseCode, values: torch.Tensor, upstream: tuple[torch.Tensor, ...], embeddings: torch.Tensor
+    ) -> torch.Tensor:
+        """Gradient with respect to some embeddings, given the rows of the code's transpose that belong to them."""
+        if len(upstream) == 1:
+            return transpose.decode(values, *upstream)
+        return pool_gradient(transpose.decode, values, *upstream, embeddings)

@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -83,27 +84,46 @@ class _Pairs(torch.autograd.Function):
     def forward(
         ctx: Any, values: torch.Tensor, embeddings: torch.Tensor, code: SparseCode
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total = code.decode(values, embeddings)
-        squares = code.decode(values.square(), embeddings.square())
-        pooled = torch.addcmul(squares, total, total, value=-1).mul_(-0.5)
-        active = torch.cat([code.offsets.new_zeros(1), (values != 0).cumsum(0)])  # places may hold zeros
-        pooled[active[code.offsets].diff() < 2] = 0.0
+        total, pooled = pool(code, values, embeddings, embeddings.square())
         ctx.code = code
         ctx.save_for_backward(values, embeddings, total)
         return total, pooled
 
     @staticmethod
     def backward(ctx: Any, d_total: torch.Tensor, d_pooled: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # B_k = ½ (S_k² − Σ s_i² v_ik²); a token with a single feature has the same S² and Q, and no gradient either
         values, embeddings, total = ctx.saved_tensors
         code, d_values, d_embeddings = ctx.code, None, None
         d_pooled, upstream = d_pooled.contiguous(), torch.addcmul(d_total, d_pooled, total)
         if ctx.needs_input_grad[0]:
             d_values = code.dots(upstream, embeddings) - values * code.dots(d_pooled, embeddings.square())
         if ctx.needs_input_grad[1]:
-            d_embeddings = code.gram(values, upstream)
-            d_embeddings.addcmul_(embeddings, code.gram(values.square(), d_pooled), value=-1)
+            d_embeddings = pool_gradient(code.gram, values, upstream, d_pooled, embeddings)
         return d_values, d_embeddings, None
+
+
+def pool(
+    code: SparseCode, values: torch.Tensor, embeddings: torch.Tensor, squares: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S and B of the introduction, each (n, K); `squares` are those of the embeddings."""
+    total = code.decode(values, embeddings)
+    pooled = torch.addcmul(code.decode(values.square(), squares), total, total, value=-1).mul_(-0.5)
+    alone = code.counts(values) < 2
+    return total, pooled.masked_fill_(alone[:, None], 0.0) if bool(alone.any()) else pooled
+
+
+def pool_gradient(
+    gram: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    values: torch.Tensor,
+    upstream: torch.Tensor,
+    d_pooled: torch.Tensor,
+    embeddings: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient with respect to the embeddings, given those with respect to S and B.
+
+    `gram` multiplies the transpose of the matrix with the values it is given. B_k = ½ (S_k² − Σ s_i² v_ik²); a token
+    with a single feature has the same S² and Q, and no gradient either.
+    """
+    return gram(values, upstream).addcmul_(embeddings, gram(values.square(), d_pooled), value=-1)
 
 
 def bags(code: SparseCode, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 
 from neurollm._version import __version__
-from neurollm.dictionaries.kernels import SparseCode, threads
+from neurollm.dictionaries.kernels import each, threads
 from neurollm.dictionaries.training.checkpoints import Checkpoint, refuse_other_run
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import exclusive
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from neurollm.dictionaries import Dictionary
 
 SHORTEST = 1e-30
+PART = 512  # rows of a batch that are worked on together on a CPU: what is computed of them stays in a core's cache
 FEWEST_STEPS = 1000
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 
@@ -140,8 +142,9 @@ class Learner:
         self.readout = torch.zeros(expansion.n_columns, fit.d, device=training.device)
         first = next(iter(fit.in_order(16_384))).error
         self.scale = max(float(first.square().mean().sqrt()), SHORTEST)  # targets have about unit variance
-        self.adam = torch.optim.Adam([self.readout, *expansion.weights.values()], lr=0.0, fused=True, **ADAM)
-        for weight in self.adam.param_groups[0]["params"]:  # created here so that a checkpoint can be loaded into them
+        self.dense = [self.readout, *expansion.weights.values()]
+        self.adam = torch.optim.Adam(self.dense, lr=0.0, fused=True, **ADAM)
+        for weight in self.dense:  # created here so that a checkpoint can be loaded into them
             moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
             self.adam.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
         self.moments = [torch.zeros_like(expansion.embeddings) for _ in range(2)]
@@ -168,37 +171,69 @@ class Learner:
     def step(self, batch: CodedBatch, n_tokens: int) -> None:
         """Learn from a batch."""
         rate = self.training.rate(self.counters["tokens"] / n_tokens)
-        error = batch.error.to(self.readout.device)
-        places, values = self.expansion.places(batch.pairing)
-        present, local = _present(places)
-        embeddings = self.expansion.embeddings[present].requires_grad_()
-        dense = [self.readout, *self.expansion.weights.values()]
-        for weight in dense:
-            weight.requires_grad_(True)
-        with torch.autocast(self.readout.device.type, torch.bfloat16, enabled=self.training.precision == "bfloat16"):
-            predicted = self.expansion.forward(local, values, embeddings) @ self.readout
-        with torch.no_grad():  # the gradient of mean((predicted − error / scale)²)
-            upstream = torch.sub(predicted.float(), error, alpha=1 / self.scale).mul_(2 / error.numel())
-        gradients = torch.autograd.grad(predicted, [embeddings, *dense], upstream.to(predicted.dtype))
-        for weight, gradient in zip(dense, gradients[1:], strict=True):
-            weight.requires_grad_(False)
-            weight.grad = gradient.to(weight.dtype)
+        code = self.expansion.active(batch.pairing)
+        embeddings = self.expansion.embeddings.index_select(0, code.present)
+        squares, error = embeddings.square(), batch.error.to(self.readout.device)
+
+        def of_rows(start: int, stop: int) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
+            part, inside = code.places.part(start, stop)
+            sums = self.expansion.sums(part, code.values[inside], embeddings, squares)
+            gradient, *dense = self._gradients(sums[-1], error[start:stop], 2 / error.numel())
+            return self.expansion.upstream(sums, gradient), dense
+
+        upstreams, dense = zip(*each(lambda rows: of_rows(*rows), self._parts(len(error))), strict=True)
+        upstream = tuple(map(torch.cat, zip(*upstreams, strict=True)))
+        for weight, *gradients in zip(self.dense, *dense, strict=True):
+            weight.grad = sum(gradients)
+
+        def of_features(start: int, stop: int) -> None:
+            part, inside = code.transpose.part(start, stop)
+            own = embeddings[start:stop]
+            gradient = self.expansion.embedding_gradient(part, code.transpose_values[inside], upstream, own)
+            self._step_rows(code.present[start:stop], own, gradient, rate)
+
         self.adam.param_groups[0]["lr"] = rate
-        self.adam.step()
-        self._step_rows(present, gradients[0], rate)
+        each(lambda task: task(), [self.adam.step, *(partial(of_features, *part) for part in code.transpose.shares())])
         self.counters["tokens"] += len(batch.rows)
         self.counters["step"] += 1
 
-    def _step_rows(self, present: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
-        """Adam of the embeddings of the features that occur, the others untouched (the rule of SparseAdam)."""
+    def _parts(self, n_rows: int) -> list[tuple[int, int]]:
+        """Parts of a batch that are worked on one after the other, however many threads there are."""
+        size = PART if self.readout.device.type == "cpu" else n_rows
+        return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
+
+    def _gradients(self, inputs: torch.Tensor, error: torch.Tensor, factor: float) -> list[torch.Tensor]:
+        """Gradients of half the sum of (predicted − error / scale)², times a factor.
+
+        With respect to S or B, the read-out, and the weights of the hidden layer.
+        """
+        weights = {name: weight.detach().requires_grad_() for name, weight in self.expansion.weights.items()}
+        low = self.training.precision == "bfloat16"
+        phi, readout = inputs, self.readout
+        if weights:
+            with torch.enable_grad(), torch.autocast(error.device.type, torch.bfloat16, enabled=low):
+                phi = self.expansion.of_sums(inputs.requires_grad_(), weights)
+        columns = phi.detach()
+        if low:
+            columns, readout, error = columns.bfloat16(), readout.bfloat16(), error.bfloat16()
+        upstream = torch.addmm(error, columns, readout, beta=-factor / self.scale, alpha=factor)
+        d_phi, d_readout = (upstream @ readout.T).to(phi.dtype), (columns.T @ upstream).float()
+        if not weights:
+            return [d_phi, d_readout]
+        d_inputs, *d_weights = torch.autograd.grad(phi, [inputs, *weights.values()], d_phi)
+        return [d_inputs, d_readout, *d_weights]
+
+    def _step_rows(self, present: torch.Tensor, own: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+        """Adam of the embeddings of features that occur, `own`, the others untouched (the rule of SparseAdam)."""
         (beta1, beta2), t = ADAM["betas"], self.counters["step"] + 1
         first, second = (moment.index_select(0, present) for moment in self.moments)
         first.lerp_(gradient, 1 - beta1)
-        second.lerp_(gradient.square(), 1 - beta2)
+        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         for moment, new in zip(self.moments, (first, second), strict=True):
             moment.index_copy_(0, present, new)
         size = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-        self.expansion.embeddings.index_add_(0, present, first.div_(second.sqrt_().add_(ADAM["eps"])), alpha=-size)
+        new = own.addcdiv(first, second.sqrt_().add_(ADAM["eps"]), value=-size)
+        self.expansion.embeddings.index_copy_(0, present, new)
 
     def evaluate(self) -> float:
         """Share of the validation tokens' errors that is explained; the best state is kept."""
@@ -256,16 +291,6 @@ def learn(learner: Learner, n_tokens: int, checkpoint: Checkpoint | None = None,
                 if counters["tokens"] >= n_tokens:
                     break
     return learner.finish()
-
-
-def _present(places: SparseCode) -> tuple[torch.Tensor, SparseCode]:
-    """The features that occur, and the same places numbered among them."""
-    seen = torch.zeros(places.n_columns, dtype=torch.bool, device=places.columns.device)
-    seen[places.columns] = True
-    present = torch.nonzero(seen).reshape(-1)
-    number = torch.empty(places.n_columns, dtype=torch.int64, device=seen.device)
-    number[present] = torch.arange(len(present), device=seen.device)
-    return present, SparseCode(number[places.columns], places.offsets, len(present))
 
 
 def train_nfm(
