@@ -25,7 +25,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -52,7 +52,7 @@ def threads() -> Iterator[None]:
         return
     torch.set_num_threads(1)
     try:
-        with ThreadPoolExecutor(number - 1, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with ThreadPoolExecutor(number, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             _own.pool, _own.number = pool, number
             yield
     finally:
@@ -61,27 +61,9 @@ def threads() -> Iterator[None]:
 
 
 def each(function: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
-    """``[function(part) for part in parts]``, in the threads of `threads`; the calling one takes its share."""
-    pool, parts = getattr(_own, "pool", None), list(parts)
-    if pool is None or len(parts) < 2:
-        return [function(part) for part in parts]
-    results: list[Any] = [None] * len(parts)
-    left = iter(range(len(parts)))  # each number is taken once, by whoever is free
-
-    def work() -> None:
-        for index in left:
-            results[index] = function(parts[index])
-
-    others = [pool.submit(work) for _ in range(min(_own.number, len(parts)) - 1)]
-    _own.pool = None  # what a part does is not divided again
-    try:
-        work()
-    finally:
-        _own.pool = pool
-        wait(others)
-    for other in others:
-        other.result()
-    return results
+    """``[function(part) for part in parts]``, in the threads of `threads`."""
+    pool = getattr(_own, "pool", None)
+    return list((pool.map if pool is not None else map)(function, parts))
 
 
 def bounds(n: int, smallest: int = SMALLEST_PART) -> list[int]:
@@ -136,55 +118,49 @@ class SparseCode:
 
     def decode(self, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """a · W, shape (n, d)."""
-
-        def some(edge: tuple[int, int]) -> torch.Tensor:
-            part, inside = self.part(*edge)
-            return _bags(part, values[inside], weight)
-
-        return _joined(each(some, self.shares()))
+        return _joined(each(lambda part: _bags(*part, weight), self._by_rows(values)))
 
     def dots(self, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """Products of each row of `x` with the rows of `weight` at its places, shape (m,)."""
         weight = weight.detach()
 
-        def some(edge: tuple[int, int]) -> torch.Tensor:
-            part, _ = self.part(*edge)
+        def part(rows: tuple[torch.Tensor, torch.Tensor, torch.Tensor], upstream: torch.Tensor) -> torch.Tensor:
             with torch.enable_grad():  # the derivative of a sum of rows with respect to the weights of the rows
-                probe = torch.zeros(len(part.columns), dtype=x.dtype, device=x.device, requires_grad=True)
-                return torch.autograd.grad(_bags(part, probe, weight), probe, x[slice(*edge)])[0]
+                probe = torch.zeros(len(rows[0]), dtype=x.dtype, device=x.device, requires_grad=True)
+                return torch.autograd.grad(_bags(rows[0], rows[1], probe, weight), probe, upstream)[0]
 
-        return _joined(each(some, self.shares()))
+        edges = bounds(self.n_rows)
+        pieces = zip(self._by_rows(None), map(slice, edges, edges[1:]), strict=True)
+        return _joined(each(lambda piece: part(piece[0], x[piece[1]]), pieces))
 
     def gram(self, values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """aᵀ · x, shape (F, d). Not by atomic additions: the same bits every time."""
         if self.columns.device.type != "cpu":
             return self.dense(values).T @ x
-        transpose, order = self.transpose()
-        return transpose.decode(values[order], x)
+        offsets, rows, order = self._by_column()
+        ordered = values[order]
+        # Parts with about as many places, not as many columns: few columns may hold most of them.
+        shares = [len(rows) * part // max(1, len(bounds(self.n_rows)) - 1) for part in range(len(bounds(self.n_rows)))]
+        edges = [0, *(int(torch.searchsorted(offsets, share)) for share in shares[1:-1]), self.n_columns]
 
-    def transpose(self) -> tuple[SparseCode, torch.Tensor]:
-        """The places of aᵀ, in each row by increasing columns, and their numbers here."""
-        if self._transposed is None:
-            by_column = by_column_on_cpu if self.columns.device.type == "cpu" else by_column_by_sorting
-            rows, offsets, order = by_column(self)
-            self._transposed = SparseCode(rows, offsets, self.n_rows), order
-        return self._transposed
+        def part(i: int) -> torch.Tensor:
+            first, last = int(offsets[edges[i]]), int(offsets[edges[i + 1]])
+            inside = offsets[edges[i] : edges[i + 1] + 1] - first
+            return _bags(rows[first:last], inside, ordered[first:last], x)
 
-    def part(self, start: int, stop: int) -> tuple[SparseCode, slice]:
-        """Rows `start` to `stop`, and where their places are."""
-        if stop - start == self.n_rows:
-            return self, slice(None)
-        inside = slice(int(self.offsets[start]), int(self.offsets[stop]))
-        return SparseCode(self.columns[inside], self.offsets[start : stop + 1] - inside.start, self.n_columns), inside
+        return _joined(each(part, range(len(edges) - 1)))
 
-    def shares(self) -> list[tuple[int, int]]:
-        """Parts of the rows with about as many places, one a thread: few rows may hold most of them."""
-        number = len(bounds(self.n_rows)) - 1
-        if number == 1:
-            return [(0, self.n_rows)]
-        wanted = [len(self.columns) * part // number for part in range(1, number)]
-        edges = [0, *(int(torch.searchsorted(self.offsets, places)) for places in wanted), self.n_rows]
-        return list(itertools.pairwise(edges))
+    def _by_rows(self, values: torch.Tensor | None) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
+        """Columns, offsets and values of consecutive rows, one part a thread."""
+        edges = bounds(self.n_rows)
+        if len(edges) == 2:
+            return [(self.columns, self.offsets, values)]
+        parts = []
+        for start, stop in itertools.pairwise(edges):
+            first, last = int(self.offsets[start]), int(self.offsets[stop])
+            inside = None if values is None else values[first:last]
+            parts.append((self.columns[first:last], self.offsets[start : stop + 1] - first, inside))
+        return parts
 
     def column_sums(self, values: torch.Tensor) -> torch.Tensor:
         """Sum of each column, shape (F,)."""
@@ -211,32 +187,25 @@ class SparseCode:
         matrix[self.rows, self.columns] = values
         return matrix
 
+    def _by_column(self) -> tuple[torch.Tensor, ...]:
+        if self._transposed is None:
+            shape = (self.n_rows, self.n_columns)
+            entries = np.arange(len(self.columns), dtype=np.int32)
+            pattern = sp.csr_matrix((entries, self.columns.numpy(), self.offsets.numpy()), shape=shape).tocsc()
+            parts = (pattern.indptr, pattern.indices, pattern.data)
+            self._transposed = tuple(torch.from_numpy(part.astype(np.int64)) for part in parts)
+        return self._transposed
 
-def by_column_on_cpu(code: SparseCode) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Places column by column: their rows, where each column begins, and their numbers in the code."""
-    entries = np.arange(len(code.columns), dtype=np.int32)
-    shape = (code.n_rows, code.n_columns)
-    pattern = sp.csr_matrix((entries, code.columns.numpy(), code.offsets.numpy()), shape=shape).tocsc()
-    parts = (pattern.indices, pattern.indptr, pattern.data)
-    return tuple(torch.from_numpy(part.astype(np.int64)) for part in parts)
 
-
-def by_column_by_sorting(code: SparseCode) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The same on any device."""
-    columns, order = code.columns.sort(stable=True)
-    offsets = torch.searchsorted(columns, torch.arange(code.n_columns + 1, device=columns.device))
-    return code.rows[order], offsets, order
+def _bags(indices: torch.Tensor, offsets: torch.Tensor, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted sums of the rows of `weight`."""
+    return functional.embedding_bag(
+        indices, weight, offsets, per_sample_weights=values, mode="sum", include_last_offset=True
+    )
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _bags(code: SparseCode, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Weighted sums of the rows of `weight`."""
-    return functional.embedding_bag(
-        code.columns, weight, code.offsets, per_sample_weights=values, mode="sum", include_last_offset=True
-    )
 
 
 class DenseCode:

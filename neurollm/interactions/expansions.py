@@ -53,11 +53,18 @@ class ActiveCode:
         present = np.flatnonzero(np.diff(by_feature.indptr))
         number = np.empty(code.shape[1], code.indices.dtype)
         number[present] = np.arange(len(present))
-        shape = (code.shape[0], len(present))
-        places = as_places(sp.csr_matrix((code.data, number.take(code.indices), code.indptr), shape=shape), device)
-        offsets = np.append(by_feature.indptr[present], len(code.data))
-        transpose = sp.csr_matrix((by_feature.data, by_feature.indices, offsets), shape=shape[::-1])
-        return cls(torch.from_numpy(present).to(device), *places, *as_places(transpose, device))
+        offsets = np.append(by_feature.indptr[present], by_feature.indptr[-1:])
+
+        def on_device(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array).to(device)
+
+        return cls(
+            on_device(present),
+            SparseCode(on_device(number.take(code.indices)), on_device(code.indptr), len(present)),
+            on_device(code.data),
+            SparseCode(on_device(by_feature.indices), on_device(offsets), code.shape[0]),
+            on_device(by_feature.data),
+        )
 
 
 class Expansion:
@@ -149,14 +156,10 @@ class Expansion:
             return torch.relu(inputs + weights["b1"]) - torch.relu(weights["b1"])
         return torch.cat([inputs, hidden_layer(inputs, weights["W1"], weights["b1"])], dim=1)
 
-    def upstream(self, sums: tuple[torch.Tensor, ...], gradient: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Gradients with respect to `sums`, given that with respect to the last of them."""
-        return (gradient,) if len(sums) == 1 else (gradient * sums[0], gradient)
-
     def embedding_gradient(
-        self, transpose: SparseCode, values: torch.Tensor, upstream: tuple[torch.Tensor, ...], embeddings: torch.Tensor
+        self, code: ActiveCode, sums: tuple[torch.Tensor, ...], upstream: torch.Tensor, embeddings: torch.Tensor
     ) -> torch.Tensor:
-        """Gradient with respect to some embeddings, given the rows of the code's transpose that belong to them."""
-        if len(upstream) == 1:
-            return transpose.decode(values, *upstream)
-        return pool_gradient(transpose.decode, values, *upstream, embeddings)
+        """Gradient with respect to the embeddings of the features present, given that of the last of `sums`."""
+        if len(sums) == 1:
+            return code.transpose.decode(code.transpose_values, upstream)
+        return pool_gradient(code.transpose.decode, code.transpose_values, upstream * sums[0], upstream, embeddings)

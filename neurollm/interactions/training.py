@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from functools import partial
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 
 from neurollm._version import __version__
-from neurollm.dictionaries.kernels import each, threads
+from neurollm.dictionaries.kernels import threads
 from neurollm.dictionaries.training.checkpoints import Checkpoint, refuse_other_run
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import exclusive
@@ -43,7 +42,6 @@ if TYPE_CHECKING:
     from neurollm.dictionaries import Dictionary
 
 SHORTEST = 1e-30
-PART = 512  # rows of a batch that are worked on together on a CPU: what is computed of them stays in a core's cache
 FEWEST_STEPS = 1000
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 
@@ -171,53 +169,32 @@ class Learner:
     def step(self, batch: CodedBatch, n_tokens: int) -> None:
         """Learn from a batch."""
         rate = self.training.rate(self.counters["tokens"] / n_tokens)
-        code = self.expansion.active(batch.pairing)
-        embeddings = self.expansion.embeddings.index_select(0, code.present)
-        squares, error = embeddings.square(), batch.error.to(self.readout.device)
-
-        def of_rows(start: int, stop: int) -> tuple[tuple[torch.Tensor, ...], list[torch.Tensor]]:
-            part, inside = code.places.part(start, stop)
-            sums = self.expansion.sums(part, code.values[inside], embeddings, squares)
-            gradient, *dense = self._gradients(sums[-1], error[start:stop], 2 / error.numel())
-            return self.expansion.upstream(sums, gradient), dense
-
-        upstreams, dense = zip(*each(lambda rows: of_rows(*rows), self._parts(len(error))), strict=True)
-        upstream = tuple(map(torch.cat, zip(*upstreams, strict=True)))
-        for weight, *gradients in zip(self.dense, *dense, strict=True):
-            weight.grad = sum(gradients)
-
-        def of_features(start: int, stop: int) -> None:
-            part, inside = code.transpose.part(start, stop)
-            own = embeddings[start:stop]
-            gradient = self.expansion.embedding_gradient(part, code.transpose_values[inside], upstream, own)
-            self._step_rows(code.present[start:stop], own, gradient, rate)
-
+        expansion, error = self.expansion, batch.error.to(self.readout.device)
+        code = expansion.active(batch.pairing)
+        embeddings = expansion.embeddings.index_select(0, code.present)
+        sums = expansion.sums(code.places, code.values, embeddings, embeddings.square())
+        upstream, *dense = self._gradients(sums[-1], error)
+        gradient = expansion.embedding_gradient(code, sums, upstream, embeddings)
         self.adam.param_groups[0]["lr"] = rate
-        each(lambda task: task(), [self.adam.step, *(partial(of_features, *part) for part in code.transpose.shares())])
+        for weight, found in zip(self.dense, dense, strict=True):
+            weight.grad = found
+        self.adam.step()
+        self._step_rows(code.present, embeddings, gradient, rate)
         self.counters["tokens"] += len(batch.rows)
         self.counters["step"] += 1
 
-    def _parts(self, n_rows: int) -> list[tuple[int, int]]:
-        """Parts of a batch that are worked on one after the other, however many threads there are."""
-        size = PART if self.readout.device.type == "cpu" else n_rows
-        return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
-
-    def _gradients(self, inputs: torch.Tensor, error: torch.Tensor, factor: float) -> list[torch.Tensor]:
-        """Gradients of half the sum of (predicted − error / scale)², times a factor.
-
-        With respect to S or B, the read-out, and the weights of the hidden layer.
-        """
+    def _gradients(self, inputs: torch.Tensor, error: torch.Tensor) -> list[torch.Tensor]:
+        """Gradients of mean((φ·A − error / scale)²): of S or B, of the read-out A, and of the hidden layer."""
         weights = {name: weight.detach().requires_grad_() for name, weight in self.expansion.weights.items()}
         low = self.training.precision == "bfloat16"
-        phi, readout = inputs, self.readout
-        if weights:
-            with torch.enable_grad(), torch.autocast(error.device.type, torch.bfloat16, enabled=low):
-                phi = self.expansion.of_sums(inputs.requires_grad_(), weights)
-        columns = phi.detach()
+        with torch.enable_grad(), torch.autocast(error.device.type, torch.bfloat16, enabled=low and bool(weights)):
+            phi = self.expansion.of_sums(inputs.requires_grad_(bool(weights)), weights)
+        columns, readout = phi.detach(), self.readout
         if low:
             columns, readout, error = columns.bfloat16(), readout.bfloat16(), error.bfloat16()
-        upstream = torch.addmm(error, columns, readout, beta=-factor / self.scale, alpha=factor)
-        d_phi, d_readout = (upstream @ readout.T).to(phi.dtype), (columns.T @ upstream).float()
+        factor = 2 / error.numel()
+        left = torch.addmm(error, columns, readout, beta=-factor / self.scale, alpha=factor)
+        d_phi, d_readout = (left @ readout.T).to(phi.dtype), (columns.T @ left).float()
         if not weights:
             return [d_phi, d_readout]
         d_inputs, *d_weights = torch.autograd.grad(phi, [inputs, *weights.values()], d_phi)
