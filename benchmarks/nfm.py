@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from neurollm.dictionaries.kernels import threads
+from neurollm.dictionaries.kernels import one_thread_less
 from neurollm.interactions import CodedRows, InteractionTraining, simulate_codes, train_nfm
 from neurollm.interactions.expansions import EMBEDDING_SCALE, Expansion
 from neurollm.interactions.rows import CodedBatch
@@ -54,12 +54,17 @@ def demo_rows(args: argparse.Namespace, folder: Path):
 
 def timed(batches: Iterable, use: Callable, n_tokens: int) -> float:
     """Tokens a second; the first batch, which allocates, does not count."""
+
+    def size(batch: torch.Tensor | CodedBatch | tuple) -> int:
+        first = batch[0] if isinstance(batch, tuple) else batch
+        return len(first) if isinstance(first, torch.Tensor) else len(first.rows)
+
     iterator, done = iter(batches), 0
     use(next(iterator))
     start = time.perf_counter()
     for batch in iterator:
         use(batch)
-        done += len(batch) if isinstance(batch, torch.Tensor) else len(batch.rows)
+        done += size(batch)
         if done >= n_tokens:
             break
     return done / (time.perf_counter() - start)
@@ -104,9 +109,10 @@ def learner(rows: CodedRows, args: argparse.Namespace) -> Learner:
 
 
 def train(rows: CodedRows, args: argparse.Namespace) -> float:
-    with threads():
+    with one_thread_less():
         one = learner(rows, args)
-        return timed(epochs(rows, args.batch_size), lambda batch: one.step(batch, 10**12), args.tokens)
+        batches = (batch for epoch in range(10**6) for batch in one.batches(epoch))
+        return timed(batches, lambda batch: one.step(*batch, 10**12), args.tokens)
 
 
 def train_whole(rows: CodedRows, args: argparse.Namespace) -> float:
@@ -144,7 +150,7 @@ def same_losses(rows: CodedRows, args: argparse.Namespace, n_steps: int = 20) ->
             predicted = ours.expansion.columns(batch.code) @ ours.readout
             own = float((predicted - batch.error / ours.scale).square().mean())
         other = peer.step(torch.from_numpy(batch.code.toarray()), batch.error)
-        ours.step(batch, 10**12)
+        ours.step(batch, ours.expansion.active(batch.code), 10**12)
     return own, other
 
 

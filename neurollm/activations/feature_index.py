@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -156,14 +157,21 @@ class FeatureIndex:
 
     def rows(self, start: int, stop: int) -> sparse.csr_array:
         """Features of the tokens `start` to `stop`, (n, n_features), float32."""
-        parts = []
-        for shard, begin, end in self._rows.spans(start, stop):
+        return self.ranges([(start, stop)])
+
+    def ranges(self, ranges: Sequence[tuple[int, int]]) -> sparse.csr_array:
+        """Features of the tokens of several ranges (`start`, `stop`), one after the other."""
+        values, indices, counts = [np.empty(0, np.float32)], [np.empty(0, np.int32)], []
+        for shard, begin, end in (span for edges in ranges for span in self._rows.spans(*edges)):
             file = self._rows.files[shard]
             indptr = file.array("indptr")[begin : end + 1]
             entries = slice(int(indptr[0]), int(indptr[-1]))
-            arrays = (file.array("values")[entries], file.array("indices")[entries], indptr - indptr[0])
-            parts.append(sparse.csr_array(arrays, shape=(end - begin, self.n_features), copy=True))
-        return sparse.vstack(parts, format="csr") if parts else sparse.csr_array((0, self.n_features), dtype=np.float32)
+            values.append(file.array("values")[entries])
+            indices.append(file.array("indices")[entries])
+            counts.append(np.diff(indptr))
+        indptr = np.concatenate([np.zeros(1, np.int64), *counts]).cumsum()
+        arrays = (np.concatenate(values), np.concatenate(indices), indptr)
+        return sparse.csr_array(arrays, shape=(len(indptr) - 1, self.n_features))
 
     def occurrences(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """All tokens at which a feature is not zero.

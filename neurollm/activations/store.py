@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +74,12 @@ class RowMap:
 
     def column(self, name: str, start: int, stop: int) -> np.ndarray:
         """One tensor's rows `start` to `stop`, copied."""
-        parts = [self.files[shard].array(name)[begin:end] for shard, begin, end in self.spans(start, stop)]
+        return self.ranges(name, [(start, stop)])
+
+    def ranges(self, name: str, ranges: Sequence[tuple[int, int]]) -> np.ndarray:
+        """One tensor's rows in several ranges, copied."""
+        spans = (span for edges in ranges for span in self.spans(*edges))
+        parts = [self.files[shard].array(name)[begin:end] for shard, begin, end in spans]
         return np.concatenate(parts) if parts else self.files[0].array(name)[:0].copy()
 
 
@@ -150,8 +155,11 @@ class ActivationStore:
 
     def rows(self, start: int, stop: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Activations of rows `start` to `stop`, (n, d), in reading order."""
-        raw = torch.from_numpy(self._rows.column("acts", start, stop))
-        return self._typed(raw, dtype)
+        return self.ranges([(start, stop)], dtype)
+
+    def ranges(self, ranges: Sequence[tuple[int, int]], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Activations of the rows of several ranges (`start`, `stop`), one after the other."""
+        return self._typed(torch.from_numpy(self._rows.ranges("acts", ranges)), dtype)
 
     def columns(self, start: int, stop: int) -> dict[str, np.ndarray]:
         """What is known about rows `start` to `stop`: token_id, doc_id, position, char_start, char_end."""

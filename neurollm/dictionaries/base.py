@@ -164,6 +164,8 @@ class Dictionary(ABC):
                 raise InvalidInput(f"features: expected shape (n, {self.n_features}), got {features.shape}")
             csr = features.tocsr().astype(np.float32, copy=False)
             pieces = self._pieces(csr.shape[0])
+            if len(pieces) == 1:
+                return self._decode_csr(csr, rows).cpu().numpy()
             parts = [self._decode_csr(csr[piece], None if rows is None else rows[piece]) for piece in pieces]
             return torch.cat(parts).cpu().numpy() if parts else np.zeros((0, self.d_out), np.float32)
         return _like(self._decode(self._as_rows(features, self.n_features, "features"), rows), features)

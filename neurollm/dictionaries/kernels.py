@@ -60,6 +60,17 @@ def threads() -> Iterator[None]:
         torch.set_num_threads(number)
 
 
+@contextmanager
+def one_thread_less() -> Iterator[None]:
+    """Leave a core to a thread that reads ahead."""
+    number = torch.get_num_threads()
+    torch.set_num_threads(max(1, number - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(number)
+
+
 def each(function: Callable[[Any], Any], parts: Iterable[Any]) -> list[Any]:
     """``[function(part) for part in parts]``, in the threads of `threads`."""
     pool = getattr(_own, "pool", None)

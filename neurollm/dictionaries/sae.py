@@ -259,8 +259,8 @@ class SAE(Dictionary):
         return self._finish(sums, x)
 
     def _finish(self, sums: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
-        """Raw activations of the weighted sums of decoder rows."""
-        u = sums + self.weights["b_dec"]
+        """Raw activations of the weighted sums of decoder rows, which are overwritten."""
+        u = sums.add_(self.weights["b_dec"])
         if "W_skip" in self.weights:
             if x is None:
                 raise InvalidInput(

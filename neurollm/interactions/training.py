@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -25,11 +26,12 @@ import numpy as np
 import torch
 
 from neurollm._version import __version__
-from neurollm.dictionaries.kernels import threads
+from neurollm.activations.reader import read_ahead
+from neurollm.dictionaries.kernels import one_thread_less
 from neurollm.dictionaries.training.checkpoints import Checkpoint, refuse_other_run
 from neurollm.errors import DataMismatch, InvalidInput
 from neurollm.files import exclusive
-from neurollm.interactions.expansions import EMBEDDING_SCALE, Expansion
+from neurollm.interactions.expansions import EMBEDDING_SCALE, ActiveCode, Expansion
 from neurollm.interactions.model import CONFIG_FILE, NFM
 from neurollm.interactions.refit import Refit, Solution
 from neurollm.interactions.rows import CodedBatch, CodedRows, coded
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from neurollm.dictionaries import Dictionary
 
 SHORTEST = 1e-30
+AHEAD = 16  # batches read ahead: as many as are learned while the reader fills its next buffer
 FEWEST_STEPS = 1000
 ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
 
@@ -166,11 +169,21 @@ class Learner:
         for moments in self.adam.state.values():
             moments["step"].fill_(counters["step"])
 
-    def step(self, batch: CodedBatch, n_tokens: int) -> None:
-        """Learn from a batch."""
+    def batches(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[CodedBatch, ActiveCode]]:
+        """The tokens to fit in random order, read and sorted by feature in a thread of its own."""
+
+        def read() -> Iterator[tuple[CodedBatch, ActiveCode]]:
+            torch.set_num_threads(1)  # of this thread
+            order = (self.training.batch_size, self.random_state, epoch, start_batch)
+            for batch in self.fit.batches(*order, prefetch=False):
+                yield batch, self.expansion.active(batch.pairing)
+
+        return read_ahead(read(), AHEAD)
+
+    def step(self, batch: CodedBatch, code: ActiveCode, n_tokens: int) -> None:
+        """Learn from a batch and its code as the expansion takes it."""
         rate = self.training.rate(self.counters["tokens"] / n_tokens)
         expansion, error = self.expansion, batch.error.to(self.readout.device)
-        code = expansion.active(batch.pairing)
         embeddings = expansion.embeddings.index_select(0, code.present)
         sums = expansion.sums(code.places, code.values, embeddings, embeddings.square())
         upstream, *dense = self._gradients(sums[-1], error)
@@ -250,15 +263,15 @@ def learn(learner: Learner, n_tokens: int, checkpoint: Checkpoint | None = None,
         if found is not None:
             learner.resume(found)
     every = max(1, -(-n_tokens // training.evaluations))
-    with threads(), Progress("train interactions", n_tokens, "tokens", verbose) as progress:
+    with one_thread_less(), Progress("train interactions", n_tokens, "tokens", verbose) as progress:
         progress.skip(counters["tokens"])
         if counters["best"] is None:
             learner.evaluate()
         while counters["tokens"] < n_tokens:
             epoch, offset = divmod(counters["tokens"], rows.n_rows)
-            for batch in rows.batches(training.batch_size, learner.random_state, epoch, offset // training.batch_size):
+            for batch, code in learner.batches(epoch, offset // training.batch_size):
                 before = counters["tokens"]
-                learner.step(batch, n_tokens)
+                learner.step(batch, code, n_tokens)
                 note = ""
                 if before // every != counters["tokens"] // every or counters["tokens"] >= n_tokens:
                     note = f"explained {learner.evaluate():+.4f}"

@@ -185,11 +185,11 @@ def test_a_killed_training_goes_on_and_ends_with_the_same_bits(planted, tmp_path
     for last in kills:
         count = itertools.count()
 
-        def killed(self, batch, n_tokens, last=last, count=count):
+        def killed(self, batch, code, n_tokens, last=last, count=count):
             if self.counters["step"] >= last:
                 raise Killed
             done.append(next(count))
-            return step(self, batch, n_tokens)
+            return step(self, batch, code, n_tokens)
 
         monkeypatch.setattr(Learner, "step", killed)
         with pytest.raises(Killed):
@@ -213,10 +213,10 @@ def test_another_run_in_the_folder_is_refused(planted, tmp_path, monkeypatch):
     train_nfm(planted.rows, out=tmp_path / "done", **QUICK)
     step = Learner.step
 
-    def killed(self, batch, n_tokens):
+    def killed(self, batch, code, n_tokens):
         if self.counters["step"] >= 12:
             raise Killed
-        return step(self, batch, n_tokens)
+        return step(self, batch, code, n_tokens)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(Learner, "step", killed)
@@ -358,7 +358,7 @@ def test_the_gradient_steps_are_those_of_adam_on_the_dense_problem(planted):
     A = torch.nn.Parameter(torch.zeros(4, D))
     dense, sparse = torch.optim.Adam([A], lr=0.03), torch.optim.SparseAdam([V], lr=0.03)
     for number, batch in enumerate(itertools.islice(parts[0].batches(128), 5)):
-        learner.step(batch, 10**6)
+        learner.step(batch, learner.expansion.active(batch.pairing), 10**6)
         s = torch.from_numpy(batch.code.toarray()) / 2
         pooled = 0.5 * ((s @ V).square() - s.square() @ V.square())
         loss = (pooled @ A - batch.error / learner.scale).square().mean()
