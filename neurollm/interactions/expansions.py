@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 
 from neurollm.dictionaries.kernels import SparseCode
-from neurollm.interactions.model import as_places, hidden_layer, pool, pool_gradient, truncate
+from neurollm.interactions.model import hidden_layer, pool, pool_gradient, truncate
 from neurollm.random import stream
 
 KINDS = ("pairs", "pairs_mlp", "code_mlp")
@@ -135,17 +135,16 @@ class Expansion:
 
     def columns(self, code: sp.csr_matrix) -> torch.Tensor:
         """φ, shape (n, n_columns)."""
-        places = as_places(self._taken(code), self.embeddings.device)
+        active = self.active(code)
+        embeddings = self.embeddings.index_select(0, active.present)
         with torch.no_grad():
-            return self.of_sums(self.sums(*places, self.embeddings, self.embeddings.square())[-1])
+            return self.of_sums(self.sums(active, embeddings)[-1])
 
-    def sums(
-        self, places: SparseCode, values: torch.Tensor, embeddings: torch.Tensor, squares: torch.Tensor
-    ) -> tuple[torch.Tensor, ...]:
-        """S, and B of pairs, of places whose columns number the rows of `embeddings`; φ is a function of the last."""
+    def sums(self, code: ActiveCode, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """S, and B of pairs, given the embeddings of the features present; φ is a function of the last."""
         if self.kind == "code_mlp":
-            return (places.decode(values, embeddings),)
-        return pool(places, values, embeddings, squares)
+            return (code.places.decode(code.values, embeddings),)
+        return pool(code.places, code.values, embeddings)
 
     def of_sums(self, inputs: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """φ of S or B, differentiable in them and in the `weights` (default: those of the expansion)."""

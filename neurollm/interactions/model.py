@@ -84,7 +84,7 @@ class _Pairs(torch.autograd.Function):
     def forward(
         ctx: Any, values: torch.Tensor, embeddings: torch.Tensor, code: SparseCode
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total, pooled = pool(code, values, embeddings, embeddings.square())
+        total, pooled = pool(code, values, embeddings)
         ctx.code = code
         ctx.save_for_backward(values, embeddings, total)
         return total, pooled
@@ -101,12 +101,10 @@ class _Pairs(torch.autograd.Function):
         return d_values, d_embeddings, None
 
 
-def pool(
-    code: SparseCode, values: torch.Tensor, embeddings: torch.Tensor, squares: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """S and B of the introduction, each (n, K); `squares` are those of the embeddings."""
+def pool(code: SparseCode, values: torch.Tensor, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """S and B of the introduction, each (n, K)."""
     total = code.decode(values, embeddings)
-    pooled = torch.addcmul(code.decode(values.square(), squares), total, total, value=-1).mul_(-0.5)
+    pooled = torch.addcmul(code.decode(values.square(), embeddings.square()), total, total, value=-1).mul_(-0.5)
     alone = code.counts(values) < 2
     return total, pooled.masked_fill_(alone[:, None], 0.0) if bool(alone.any()) else pooled
 

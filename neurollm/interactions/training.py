@@ -148,7 +148,9 @@ class Learner:
         for weight in self.dense:  # created here so that a checkpoint can be loaded into them
             moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
             self.adam.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
-        self.moments = [torch.zeros_like(expansion.embeddings) for _ in range(2)]
+        # The embedding of a feature and Adam's two moments of it side by side: read at once and written at once.
+        self.table = torch.cat([expansion.embeddings, *(torch.zeros_like(expansion.embeddings) for _ in range(2))], 1)
+        expansion.embeddings = self.table[:, : expansion.rank]
         self.best = {name: tensor.clone() for name, tensor in self._learned().items()}
         self.counters: dict[str, Any] = {"tokens": 0, "step": 0, "best": None, "history": []}
 
@@ -158,7 +160,7 @@ class Learner:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a step changes."""
         found = {**self._learned(), **{f"best.{name}": tensor for name, tensor in self.best.items()}}
-        found |= {f"V.{power}": moment for power, moment in enumerate(self.moments)}
+        found |= {"V.moments": self.table[:, self.expansion.rank :]}
         for index, moments in enumerate(self.adam.state.values()):
             found |= {f"{index}.{name}": moments[name] for name in ("exp_avg", "exp_avg_sq")}
         return found
@@ -184,15 +186,17 @@ class Learner:
         """Learn from a batch and its code as the expansion takes it."""
         rate = self.training.rate(self.counters["tokens"] / n_tokens)
         expansion, error = self.expansion, batch.error.to(self.readout.device)
-        embeddings = expansion.embeddings.index_select(0, code.present)
-        sums = expansion.sums(code.places, code.values, embeddings, embeddings.square())
+        rows = self.table.index_select(0, code.present)
+        embeddings = rows[:, : expansion.rank].contiguous()
+        sums = expansion.sums(code, embeddings)
         upstream, *dense = self._gradients(sums[-1], error)
         gradient = expansion.embedding_gradient(code, sums, upstream, embeddings)
         self.adam.param_groups[0]["lr"] = rate
         for weight, found in zip(self.dense, dense, strict=True):
             weight.grad = found
         self.adam.step()
-        self._step_rows(code.present, embeddings, gradient, rate)
+        self._step_rows(rows, gradient, rate)
+        self.table.index_copy_(0, code.present, rows)
         self.counters["tokens"] += len(batch.rows)
         self.counters["step"] += 1
 
@@ -213,17 +217,14 @@ class Learner:
         d_inputs, *d_weights = torch.autograd.grad(phi, [inputs, *weights.values()], d_phi)
         return [d_inputs, d_readout, *d_weights]
 
-    def _step_rows(self, present: torch.Tensor, own: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
-        """Adam of the embeddings of features that occur, `own`, the others untouched (the rule of SparseAdam)."""
+    def _step_rows(self, rows: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
+        """Adam of features that occur, given their rows of the table; the others stay (the rule of SparseAdam)."""
         (beta1, beta2), t = ADAM["betas"], self.counters["step"] + 1
-        first, second = (moment.index_select(0, present) for moment in self.moments)
+        embeddings, first, second = rows.split(self.expansion.rank, dim=1)
         first.lerp_(gradient, 1 - beta1)
         second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        for moment, new in zip(self.moments, (first, second), strict=True):
-            moment.index_copy_(0, present, new)
         size = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-        new = own.addcdiv(first, second.sqrt_().add_(ADAM["eps"]), value=-size)
-        self.expansion.embeddings.index_copy_(0, present, new)
+        embeddings.addcdiv_(first, second.sqrt().add_(ADAM["eps"]), value=-size)
 
     def evaluate(self) -> float:
         """Share of the validation tokens' errors that is explained; the best state is kept."""
