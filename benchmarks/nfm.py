@@ -4,11 +4,12 @@
     python benchmarks/nfm.py --store FOLDER --dictionary FOLDER
     python benchmarks/nfm.py --features 32768      # synthetic codes of a wider dictionary
 
-All in one run, on the same tokens in batches of one size:
+All in one run, in turn for several rounds (medians are printed), on the same tokens in batches of one size:
 
 * reader, codes found: activations from the store and their codes by the dictionary: what training needs when codes
   are not kept;
-* reader, codes kept: activations and codes from disk, aligned, and the dictionary's error;
+* reader, codes kept: activations and codes from disk, aligned and shuffled, and the dictionary's error, in one thread,
+  as training has it; from the page cache, and from the disk with the cache emptied before (Linux);
 * training: `neurollm.interactions` from the latter reader, and from memory as the ladder does;
 * whole model: `train_nfm` from the first pass to the solved read-out, in tokens of its training;
 * dense: the NFM as one writes it in PyTorch, S = s·V and Q = s²·V² with dense codes and Adam on all weights, from the
@@ -21,6 +22,8 @@ tokens are printed, so that it is seen that both learn the same.
 from __future__ import annotations
 
 import argparse
+import gc
+import os
 import tempfile
 import time
 import warnings
@@ -30,41 +33,46 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from neurollm import load_model
+from neurollm.activations import ActivationStore, Corpus, harvest
+from neurollm.datasets import demo_corpus_path
+from neurollm.dictionaries import Dictionary, load_dictionary
 from neurollm.dictionaries.kernels import one_thread_less
 from neurollm.interactions import CodedRows, InteractionTraining, simulate_codes, train_nfm
 from neurollm.interactions.expansions import EMBEDDING_SCALE, Expansion
 from neurollm.interactions.rows import CodedBatch
 from neurollm.interactions.training import Learner, code_length, largest_code
 
+RATIOS = [
+    ("reader", "training", " (asked: at most 1.5)"),
+    ("reader, from disk", "training, from disk", " (asked: at most 1.5)"),
+    ("reader, codes found", "training", ""),
+    ("reader, from memory", "training, from memory", ""),
+    ("training", "dense", " (asked: at least 10)"),
+    ("training, from memory", "dense", ""),
+    ("training", "dense, making codes dense", ""),
+    ("whole model", "dense, whole model", ""),
+]
 
-def demo_rows(args: argparse.Namespace, folder: Path):
-    """Store, dictionary and coded rows, codes kept in a folder."""
-    from neurollm import load_model
-    from neurollm.activations import ActivationStore, Corpus, harvest
-    from neurollm.datasets import demo_corpus_path
-    from neurollm.dictionaries import load_dictionary
 
+def demo_rows(args: argparse.Namespace, folder: Path) -> tuple[Path, Dictionary]:
+    """Folder of the store, and the dictionary."""
     dictionary = load_dictionary(args.dictionary)
-    if args.store:
-        store = ActivationStore(args.store)
-    else:
-        store = harvest(load_model("demo"), Corpus.read(demo_corpus_path()), dictionary.site, folder / "store")
-    return store, dictionary, CodedRows.of(store, dictionary, folder / "codes")
+    path = Path(args.store) if args.store else folder / "store"
+    if not args.store:
+        harvest(load_model("demo"), Corpus.read(demo_corpus_path()), dictionary.site, path)
+    return path, dictionary
 
 
-def timed(batches: Iterable, use: Callable, n_tokens: int) -> float:
-    """Tokens a second; the first batch, which allocates, does not count."""
-
-    def size(batch: torch.Tensor | CodedBatch | tuple) -> int:
-        first = batch[0] if isinstance(batch, tuple) else batch
-        return len(first) if isinstance(first, torch.Tensor) else len(first.rows)
-
-    iterator, done = iter(batches), 0
-    use(next(iterator))
-    start = time.perf_counter()
+def timed(batches: Iterable, use: Callable, n_tokens: int, first: bool = False) -> float:
+    """Tokens a second; the first batch, which allocates and fills the reader's buffer, counts if it is asked to."""
+    iterator, done, start = iter(batches), 0, time.perf_counter()
+    if not first:
+        use(next(iterator))
+        start = time.perf_counter()
     for batch in iterator:
         use(batch)
-        done += size(batch)
+        done += len(batch[0].rows if isinstance(batch, tuple) else getattr(batch, "rows", batch))
         if done >= n_tokens:
             break
     return done / (time.perf_counter() - start)
@@ -108,11 +116,17 @@ def learner(rows: CodedRows, args: argparse.Namespace) -> Learner:
     return Learner(expansion, rows, rows, training.resolve())
 
 
-def train(rows: CodedRows, args: argparse.Namespace) -> float:
+def train(rows: CodedRows, args: argparse.Namespace, once: bool = False) -> float:
     with one_thread_less():
         one = learner(rows, args)
-        batches = (batch for epoch in range(10**6) for batch in one.batches(epoch))
-        return timed(batches, lambda batch: one.step(*batch, 10**12), args.tokens)
+        batches = (batch for epoch in range(1 if once else 10**6) for batch in one.batches(epoch))
+        return timed(batches, lambda batch: one.step(*batch, 10**12), args.tokens, first=once)
+
+
+def read(rows: CodedRows, args: argparse.Namespace, once: bool = False) -> float:
+    with one_thread_less():
+        batches = rows.batches(args.batch_size) if once else epochs(rows, args.batch_size)
+        return timed(batches, lambda batch: None, args.tokens, first=once)
 
 
 def train_whole(rows: CodedRows, args: argparse.Namespace) -> float:
@@ -154,6 +168,53 @@ def same_losses(rows: CodedRows, args: argparse.Namespace, n_steps: int = 20) ->
     return own, other
 
 
+def without_cache(folders: list[Path]) -> None:
+    """Forget what the operating system keeps of the files; pages that somebody maps would stay."""
+    gc.collect()
+    os.sync()
+    for file in (file for folder in folders for file in folder.rglob("*") if file.is_file()):
+        with open(file, "rb") as handle:
+            os.posix_fadvise(handle.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def measures(args: argparse.Namespace, folder: Path) -> tuple[CodedRows, dict[str, Callable[[], float]]]:
+    """Rows held in memory, and what is measured."""
+    found: dict[str, Callable[[], float]] = {}
+    if args.features:
+        simulated = simulate_codes(20_000, args.features, 32, 256, pairs=5, tokens_per_document=200).rows
+
+        def opened() -> CodedRows:
+            return simulated
+    else:
+        path, dictionary = demo_rows(args, folder)
+
+        def opened() -> CodedRows:
+            return CodedRows.of(ActivationStore(path), dictionary, folder / "codes", verbose=0)
+
+        def codes_found() -> float:
+            batches = ActivationStore(path).batches(args.batch_size)
+            return timed(batches, dictionary.encode_sparse, args.tokens // 4)
+
+        def from_disk(use: Callable) -> float:
+            without_cache([path, folder / "codes"])
+            return use(opened(), args, once=True)
+
+        found["reader, codes found"] = codes_found
+        if hasattr(os, "posix_fadvise"):
+            found["reader, from disk"] = lambda: from_disk(read)
+            found["training, from disk"] = lambda: from_disk(train)
+    held = opened().with_errors(lambda batch: batch.error)
+    found["reader"] = lambda: read(opened(), args)
+    found["training"] = lambda: train(opened(), args)
+    found["reader, from memory"] = lambda: read(held, args)
+    found["training, from memory"] = lambda: train(held, args)
+    found["dense"] = lambda: dense(held, args)[0]
+    found["dense, making codes dense"] = lambda: dense(held, args)[1]
+    found["whole model"] = lambda: train_whole(opened(), args)
+    found["dense, whole model"] = lambda: dense(held, args, whole=True)[0]
+    return held, found
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -164,36 +225,24 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=2048)
     parser.add_argument("--tokens", type=int, default=500_000)
     parser.add_argument("--dense-tokens", type=int, default=60_000)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, rank {args.rank}, batch {args.batch_size}")
     with tempfile.TemporaryDirectory() as name:
-        speeds: dict[str, float] = {}
-        if args.features:
-            rows = simulate_codes(20_000, args.features, 32, 256, pairs=5, tokens_per_document=200).rows
-        else:
-            store, dictionary, rows = demo_rows(args, Path(name))
-            found = (batch for epoch in range(99) for batch in store.batches(args.batch_size, 0, epoch))
-            speeds["reader, codes found"] = timed(found, dictionary.encode_sparse, args.tokens)
-        print(rows, f"{rows.n_features:,} features")
-        speeds["reader, codes kept"] = timed(epochs(rows, args.batch_size), lambda batch: None, args.tokens)
-        speeds["training from that reader"] = train(rows, args)
-        held = rows.with_errors(lambda batch: batch.error)
-        speeds["reader, held in memory"] = timed(epochs(held, args.batch_size), lambda batch: None, args.tokens)
-        speeds["training from memory"] = train(held, args)
-        speeds["training of the whole model"] = train_whole(rows, args)
-        speeds["dense, its steps alone"], speeds["dense, with making codes dense"] = dense(held, args)
-        speeds["dense, whole model"], speeds["dense, whole, with making codes"] = dense(held, args, whole=True)
-        for label, speed in speeds.items():
-            print(f"{label:32s} {speed:12,.0f} tokens/s")
-        training = speeds["training from that reader"]
-        for reader in ("reader, codes found", "reader, codes kept"):
-            if reader in speeds:
-                print(f"{reader} / training: {speeds[reader] / training:.2f} (asked: at most 1.5)")
-        for peer in ("dense, its steps alone", "dense, with making codes dense"):
-            print(f"training / {peer}: {training / speeds[peer]:.1f} (asked: at least 10)")
-        ratio = speeds["training of the whole model"] / speeds["dense, whole model"]
-        print(f"training / dense, of whole models: {ratio:.1f}")
+        held, found = measures(args, Path(name))
+        print(held, f"{held.n_features:,} features")
+        speeds: dict[str, list[float]] = {label: [] for label in found}
+        for _ in range(args.rounds):
+            for label, measure in found.items():
+                speeds[label].append(measure())
+        for label, values in speeds.items():
+            low, middle, high = np.quantile(values, [0, 0.5, 1])
+            print(f"{label:28s} {middle:10,.0f} tokens/s ({low:,.0f} to {high:,.0f})")
+        for above, below, asked in RATIOS:
+            if above in speeds and below in speeds:
+                ratio = np.median(np.divide(speeds[above], speeds[below]))
+                print(f"{above} / {below}: {ratio:.2f}{asked}")
         print("squared error after 20 steps, ours and dense: {:.5f} and {:.5f}".format(*same_losses(held, args)))
         print(f"(embeddings begin with SD {EMBEDDING_SCALE})")
 
