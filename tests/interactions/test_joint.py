@@ -38,8 +38,11 @@ class DocumentStore(_module.MemoryStore):
         rows = np.arange(start, stop)
         return {"doc_id": rows // DOCUMENT, "position": rows % DOCUMENT}
 
+    def ranges(self, ranges, dtype=torch.float32):
+        return torch.cat([self.acts[start:stop] for start, stop in ranges]).to(dtype)
+
     def rows(self, start, stop, dtype=torch.float32):
-        return self.acts[start:stop].to(dtype)
+        return self.ranges([(start, stop)], dtype)
 
     dtype = torch.float32
 
