@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.optim.adam import adam
 
 from neurollm._version import __version__
 from neurollm.activations.reader import read_ahead
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
 SHORTEST = 1e-30
 AHEAD = 16  # batches read ahead: as many as are learned while the reader fills its next buffer
 FEWEST_STEPS = 1000
-ADAM = {"betas": (0.9, 0.999), "eps": 1e-8}
+ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
+ADAM |= {"amsgrad": False, "maximize": False, "fused": True}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,15 +145,10 @@ class Learner:
         self.readout = torch.zeros(expansion.n_columns, fit.d, device=training.device)
         first = next(iter(fit.in_order(16_384))).error
         self.scale = max(float(first.square().mean().sqrt()), SHORTEST)  # targets have about unit variance
-        self.dense = [self.readout, *expansion.weights.values()]
-        self.adam = torch.optim.Adam(self.dense, lr=0.0, fused=True, **ADAM)
-        for weight in self.dense:  # created here so that a checkpoint can be loaded into them
-            moments = {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-            self.adam.state[weight] = {"step": torch.zeros((), device=weight.device), **moments}
-        # The embedding of a feature and Adam's two moments of it side by side: read at once and written at once.
-        self.table = torch.cat([expansion.embeddings, *(torch.zeros_like(expansion.embeddings) for _ in range(2))], 1)
-        expansion.embeddings = self.table[:, : expansion.rank]
-        self.best = {name: tensor.clone() for name, tensor in self._learned().items()}
+        learned = self._learned()
+        self.moments = {name: torch.zeros(2, *weight.shape, device=weight.device) for name, weight in learned.items()}
+        self._dense = [[weight, *self.moments[name]] for name, weight in learned.items() if name != "V"]
+        self.best = {name: weight.clone() for name, weight in learned.items()}
         self.counters: dict[str, Any] = {"tokens": 0, "step": 0, "best": None, "history": []}
 
     def _learned(self) -> dict[str, torch.Tensor]:
@@ -160,16 +157,7 @@ class Learner:
     def state(self) -> dict[str, torch.Tensor]:
         """Everything that a step changes."""
         found = {**self._learned(), **{f"best.{name}": tensor for name, tensor in self.best.items()}}
-        found |= {"V.moments": self.table[:, self.expansion.rank :]}
-        for index, moments in enumerate(self.adam.state.values()):
-            found |= {f"{index}.{name}": moments[name] for name in ("exp_avg", "exp_avg_sq")}
-        return found
-
-    def resume(self, counters: dict[str, Any]) -> None:
-        """Go on from a state that was copied into `state`."""
-        self.counters.update(counters)
-        for moments in self.adam.state.values():
-            moments["step"].fill_(counters["step"])
+        return found | {f"{name}.moments": moments for name, moments in self.moments.items()}
 
     def batches(self, epoch: int, start_batch: int = 0) -> Iterator[tuple[CodedBatch, ActiveCode]]:
         """The tokens to fit in random order, read and sorted by feature in a thread of its own."""
@@ -184,21 +172,23 @@ class Learner:
 
     def step(self, batch: CodedBatch, code: ActiveCode, n_tokens: int) -> None:
         """Learn from a batch and its code as the expansion takes it."""
-        rate = self.training.rate(self.counters["tokens"] / n_tokens)
-        expansion, error = self.expansion, batch.error.to(self.readout.device)
-        rows = self.table.index_select(0, code.present)
-        embeddings = rows[:, : expansion.rank].contiguous()
-        sums = expansion.sums(code, embeddings)
-        upstream, *dense = self._gradients(sums[-1], error)
-        gradient = expansion.embedding_gradient(code, sums, upstream, embeddings)
-        self.adam.param_groups[0]["lr"] = rate
-        for weight, found in zip(self.dense, dense, strict=True):
-            weight.grad = found
-        self.adam.step()
-        self._step_rows(rows, gradient, rate)
-        self.table.index_copy_(0, code.present, rows)
+        expansion = self.expansion
+        table = [expansion.embeddings, *self.moments["V"]]
+        rows = [part.index_select(0, code.present) for part in table]
+        sums = expansion.sums(code, rows[0])
+        upstream, *gradients = self._gradients(sums[-1], batch.error.to(self.readout.device))
+        gradients.append(expansion.embedding_gradient(code, sums, upstream, rows[0]))
+        self._adam([*self._dense, rows], gradients, self.training.rate(self.counters["tokens"] / n_tokens))
+        for part, changed in zip(table, rows, strict=True):
+            part.index_copy_(0, code.present, changed)
         self.counters["tokens"] += len(batch.rows)
         self.counters["step"] += 1
+
+    def _adam(self, learned: list[list[torch.Tensor]], gradients: list[torch.Tensor], rate: float) -> None:
+        """A step of Adam, given weights with their moments; features that do not occur stay (as in SparseAdam)."""
+        weights, first, second = map(list, zip(*learned, strict=True))
+        steps = [torch.full((), float(self.counters["step"]), device=weight.device) for weight in weights]
+        adam(weights, gradients, first, second, [], steps, lr=rate, **ADAM)
 
     def _gradients(self, inputs: torch.Tensor, error: torch.Tensor) -> list[torch.Tensor]:
         """Gradients of mean((φ·A − error / scale)²): of S or B, of the read-out A, and of the hidden layer."""
@@ -216,15 +206,6 @@ class Learner:
             return [d_phi, d_readout]
         d_inputs, *d_weights = torch.autograd.grad(phi, [inputs, *weights.values()], d_phi)
         return [d_inputs, d_readout, *d_weights]
-
-    def _step_rows(self, rows: torch.Tensor, gradient: torch.Tensor, rate: float) -> None:
-        """Adam of features that occur, given their rows of the table; the others stay (the rule of SparseAdam)."""
-        (beta1, beta2), t = ADAM["betas"], self.counters["step"] + 1
-        embeddings, first, second = rows.split(self.expansion.rank, dim=1)
-        first.lerp_(gradient, 1 - beta1)
-        second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        size = rate * (1 - beta2**t) ** 0.5 / (1 - beta1**t)
-        embeddings.addcdiv_(first, second.sqrt().add_(ADAM["eps"]), value=-size)
 
     def evaluate(self) -> float:
         """Share of the validation tokens' errors that is explained; the best state is kept."""
@@ -260,9 +241,7 @@ def learn(learner: Learner, n_tokens: int, checkpoint: Checkpoint | None = None,
     training, rows, counters = learner.training, learner.fit, learner.counters
     if checkpoint is not None:
         checkpoint.sweep()
-        found = checkpoint.load(learner.state())
-        if found is not None:
-            learner.resume(found)
+        counters.update(checkpoint.load(learner.state()) or {})
     every = max(1, -(-n_tokens // training.evaluations))
     with one_thread_less(), Progress("train interactions", n_tokens, "tokens", verbose) as progress:
         progress.skip(counters["tokens"])

@@ -356,17 +356,21 @@ def test_the_gradient_steps_are_those_of_adam_on_the_dense_problem(planted):
     learner = Learner(Expansion("pairs", (F, 4, 4), 30, 2.0), *parts, options)
     V = torch.nn.Parameter(learner.expansion.embeddings.clone())
     A = torch.nn.Parameter(torch.zeros(4, D))
-    dense, sparse = torch.optim.Adam([A], lr=0.03), torch.optim.SparseAdam([V], lr=0.03)
+    first, second, adam = torch.zeros_like(V), torch.zeros_like(V), torch.optim.Adam([A], lr=0.03)
     for number, batch in enumerate(itertools.islice(parts[0].batches(128), 5)):
         learner.step(batch, learner.expansion.active(batch.pairing), 10**6)
         s = torch.from_numpy(batch.code.toarray()) / 2
         pooled = 0.5 * ((s @ V).square() - s.square() @ V.square())
         loss = (pooled @ A - batch.error / learner.scale).square().mean()
-        dense.zero_grad(), sparse.zero_grad()
+        adam.zero_grad(), V.grad is None or V.grad.zero_()
         loss.backward()
-        present = torch.nonzero(s.any(0)).reshape(-1)
-        V.grad = torch.sparse_coo_tensor(present[None], V.grad[present], V.shape, check_invariants=True)
-        dense.step(), sparse.step()
+        adam.step()
+        with torch.no_grad():  # algorithm 1 of Kingma and Ba (2015), only of the features that occur
+            here = s.any(0)
+            first[here] = 0.9 * first[here] + 0.1 * V.grad[here]
+            second[here] = 0.999 * second[here] + 0.001 * V.grad[here].square()
+            unbiased = first[here] / (1 - 0.9 ** (number + 1)), second[here] / (1 - 0.999 ** (number + 1))
+            V[here] -= 0.03 * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
         tolerance = 1e-4 if number == 0 else 3e-3
         assert torch.allclose(learner.readout, A, atol=tolerance)
         assert torch.allclose(learner.expansion.embeddings, V, atol=tolerance)
