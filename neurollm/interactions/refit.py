@@ -40,6 +40,7 @@ ROUNDING = 1e-10  # share of Σ s² below which what centring leaves is rounding
 COLUMN_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
 MOST_EXACT = 16_384
 BATCH = 8192
+GRAM_BATCH = 32_768  # large, because adding to G takes as long as multiplying
 TOLERANCE, MOST_STEPS = 1e-6, 200  # of conjugate gradients
 
 Columns = Callable[[sp.csr_matrix], torch.Tensor]
@@ -107,11 +108,10 @@ class Refit:
         gram = np.zeros((F, F) if exact else 0)
         self._held = [] if not exact else None
         products, codes, errors, diagonal = np.zeros((F, d)), np.zeros(F), np.zeros(d), np.zeros(F)
-        for batch in self.fit.in_order(BATCH):
+        for batch in self.fit.in_order(GRAM_BATCH if exact else BATCH):
             code, error = self._code(batch).astype(np.float64), _double(batch.error)
             if exact:
-                inner = (code.T @ code).tocoo()
-                gram[inner.row, inner.col] += inner.data  # no place twice
+                _add_gram(gram, code)
             else:
                 self._held.append(code.astype(np.float32))
             products += code.T @ error
@@ -169,12 +169,12 @@ class Refit:
         if np.isinf(penalty):
             self._solve = lambda right, start=None: np.zeros_like(right)
         elif self._held is None:
-            gram = self._gram.copy()
+            gram = self._gram.T.copy(order="F")  # symmetric, and in the order of LAPACK
             np.fill_diagonal(gram, gram.diagonal() + penalty * self.unit)
             root = np.sqrt(gram.diagonal())[:, None]  # all features alike, so that large ones do not drown small ones
             gram /= root
             gram /= root.T
-            factor = cho_factor(gram, overwrite_a=True)
+            factor = cho_factor(gram, lower=True, overwrite_a=True, check_finite=False)
             self._solve = lambda right, start=None: cho_solve(factor, right / root) / root
         else:
             ridge = penalty * self.unit
@@ -289,6 +289,13 @@ class _Moments:
             self.outer - self.n * np.outer(mean, bias),
             mean,
         )
+
+
+def _add_gram(gram: np.ndarray, code: sp.csr_matrix) -> None:
+    """Add SᵀS of some tokens to G, row by row: three times as fast as by pairs of indices."""
+    inner = sp.csr_matrix(code.T.tocsr() @ code)
+    for row, start, stop in zip(gram, inner.indptr, inner.indptr[1:], strict=False):
+        row[inner.indices[start:stop]] += inner.data[start:stop]  # no place twice
 
 
 def _double(x: torch.Tensor) -> np.ndarray:
