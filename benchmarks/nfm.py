@@ -222,7 +222,7 @@ def main() -> None:
     parser.add_argument("--dictionary", default="demo")
     parser.add_argument("--features", type=int, help="synthetic codes of so many features instead")
     parser.add_argument("--rank", type=int, default=64)
-    parser.add_argument("--batch-size", type=int, default=2048)
+    parser.add_argument("--batch-size", type=int, default=4096)
     parser.add_argument("--tokens", type=int, default=500_000)
     parser.add_argument("--dense-tokens", type=int, default=60_000)
     parser.add_argument("--rounds", type=int, default=5)

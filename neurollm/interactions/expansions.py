@@ -47,23 +47,24 @@ class ActiveCode:
     transpose_values: torch.Tensor
 
     @classmethod
-    def of(cls, code: sp.csr_matrix, device: torch.device | str) -> ActiveCode:
-        """Those of a matrix."""
+    def of(cls, code: sp.csr_matrix, unit: float, device: torch.device | str) -> ActiveCode:
+        """Those of a matrix divided by `unit`.
+
+        Made of torch's operations where they take long: they leave Python to the thread that learns.
+        """
         by_feature = code.tocsc()
         present = np.flatnonzero(np.diff(by_feature.indptr))
-        number = np.empty(code.shape[1], code.indices.dtype)
-        number[present] = np.arange(len(present))
+        number = torch.zeros(code.shape[1], dtype=torch.from_numpy(code.indices).dtype)
+        number[present] = torch.arange(len(present), dtype=number.dtype)
         offsets = np.append(by_feature.indptr[present], by_feature.indptr[-1:])
-
-        def on_device(array: np.ndarray) -> torch.Tensor:
-            return torch.from_numpy(array).to(device)
-
+        indices, indptr, data = map(torch.from_numpy, (code.indices, code.indptr, code.data))
+        rows, values = torch.from_numpy(by_feature.indices), torch.from_numpy(by_feature.data)
         return cls(
-            on_device(present),
-            SparseCode(on_device(number.take(code.indices)), on_device(code.indptr), len(present)),
-            on_device(code.data),
-            SparseCode(on_device(by_feature.indices), on_device(offsets), code.shape[0]),
-            on_device(by_feature.data),
+            torch.from_numpy(present).to(device),
+            SparseCode(number.index_select(0, indices).to(device), indptr.to(device), len(present)),
+            (data / unit).to(device),
+            SparseCode(rows.to(device), torch.from_numpy(offsets).to(device), code.shape[0]),
+            (values / unit).to(device),
         )
 
 
@@ -124,14 +125,10 @@ class Expansion:
         """Number of learned weights."""
         return self.embeddings.numel() + sum(weight.numel() for weight in self.weights.values())
 
-    def _taken(self, code: sp.csr_matrix) -> sp.csr_matrix:
-        """The code as the expansion takes it."""
-        code = code if self.kind == "code_mlp" else truncate(code, self.top_n)
-        return sp.csr_matrix((code.data / np.float32(self.code_length), code.indices, code.indptr), shape=code.shape)
-
     def active(self, code: sp.csr_matrix) -> ActiveCode:
         """The code as the expansion takes it, in terms of the features that occur."""
-        return ActiveCode.of(self._taken(code), self.embeddings.device)
+        code = code if self.kind == "code_mlp" else truncate(code, self.top_n)
+        return ActiveCode.of(code, self.code_length, self.embeddings.device)
 
     def columns(self, code: sp.csr_matrix) -> torch.Tensor:
         """φ, shape (n, n_columns)."""
