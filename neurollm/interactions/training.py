@@ -147,7 +147,7 @@ class Learner:
         self.scale = max(float(first.square().mean().sqrt()), SHORTEST)  # targets have about unit variance
         learned = self._learned()
         self.moments = {name: torch.zeros(2, *weight.shape, device=weight.device) for name, weight in learned.items()}
-        self._dense = [[weight, *self.moments[name]] for name, weight in learned.items() if name != "V"]
+        self._tables = {name: [weight, *self.moments[name]] for name, weight in learned.items()}
         self.best = {name: weight.clone() for name, weight in learned.items()}
         self.counters: dict[str, Any] = {"tokens": 0, "step": 0, "best": None, "history": []}
 
@@ -173,13 +173,13 @@ class Learner:
     def step(self, batch: CodedBatch, code: ActiveCode, n_tokens: int) -> None:
         """Learn from a batch and its code as the expansion takes it."""
         expansion = self.expansion
-        table = [expansion.embeddings, *self.moments["V"]]
-        rows = [part.index_select(0, code.present) for part in table]
+        rows = [part.index_select(0, code.present) for part in self._tables["V"]]
         sums = expansion.sums(code, rows[0])
         upstream, *gradients = self._gradients(sums[-1], batch.error.to(self.readout.device))
         gradients.append(expansion.embedding_gradient(code, sums, upstream, rows[0]))
-        self._adam([*self._dense, rows], gradients, self.training.rate(self.counters["tokens"] / n_tokens))
-        for part, changed in zip(table, rows, strict=True):
+        dense = [table for name, table in self._tables.items() if name != "V"]
+        self._adam([*dense, rows], gradients, self.training.rate(self.counters["tokens"] / n_tokens))
+        for part, changed in zip(self._tables["V"], rows, strict=True):
             part.index_copy_(0, code.present, changed)
         self.counters["tokens"] += len(batch.rows)
         self.counters["step"] += 1
@@ -200,8 +200,8 @@ class Learner:
         if low:
             columns, readout, error = columns.bfloat16(), readout.bfloat16(), error.bfloat16()
         factor = 2 / error.numel()
-        left = torch.addmm(error, columns, readout, beta=-factor / self.scale, alpha=factor)
-        d_phi, d_readout = (left @ readout.T).to(phi.dtype), (columns.T @ left).float()
+        found = _readout_gradients(columns, readout, error, {"beta": -factor / self.scale, "alpha": factor})
+        d_phi, d_readout = found[0].to(phi.dtype), found[1].float()
         if not weights:
             return [d_phi, d_readout]
         d_inputs, *d_weights = torch.autograd.grad(phi, [inputs, *weights.values()], d_phi)
@@ -234,6 +234,19 @@ class Learner:
         for name, tensor in self._learned().items():
             tensor.copy_(self.best[name])
         return self.expansion
+
+
+def _readout_gradients(
+    phi: torch.Tensor, readout: torch.Tensor, error: torch.Tensor, factors: dict[str, float]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(α φA + β e)Aᵀ and φᵀ(α φA + β e); few columns are multiplied with each other first, which is less work."""
+    if 2 * len(readout) >= readout.shape[1]:
+        left = torch.addmm(error, phi, readout, **factors)
+        return left @ readout.T, phi.T @ left
+    return (
+        torch.addmm(error @ readout.T, phi, readout @ readout.T, **factors),
+        torch.addmm(phi.T @ error, phi.T @ phi, readout, **factors),
+    )
 
 
 def learn(learner: Learner, n_tokens: int, checkpoint: Checkpoint | None = None, verbose: int = 0) -> Expansion:
