@@ -2,21 +2,25 @@
 
     python benchmarks/nfm.py                       # demo model, dictionary and resting-state corpus
     python benchmarks/nfm.py --store FOLDER --dictionary FOLDER
-    python benchmarks/nfm.py --features 32768      # synthetic codes of a wider dictionary
+    python benchmarks/nfm.py --features 32768      # synthetic codes of a wider dictionary, in memory
+    python benchmarks/nfm.py --batch-size 1024     # the default of `InteractionTraining`
 
-All in one run, in turn for several rounds (medians are printed), on the same tokens in batches of one size:
+All in one run, in turn for several rounds (medians over them, of ratios too, are printed), on the same tokens in
+batches of one size:
 
 * reader, codes found: activations from the store and their codes by the dictionary: what training needs when codes
   are not kept;
 * reader, codes kept: activations and codes from disk, aligned and shuffled, and the dictionary's error, in one thread,
-  as training has it; from the page cache, and from the disk with the cache emptied before (Linux);
-* training: `neurollm.interactions` from the latter reader, and from memory as the ladder does;
+  as training has it; from the page cache, and with this machine's cache of the files emptied before (Linux; what
+  lies below, such as the host of a virtual machine, may still hold them);
+* training: `neurollm.interactions` from the latter reader, and from memory, which is what `train_nfm` and the ladder do
+  where codes and errors fit;
 * whole model: `train_nfm` from the first pass to the solved read-out, in tokens of its training;
 * dense: the NFM as one writes it in PyTorch, S = s·V and Q = s²·V² with dense codes and Adam on all weights, from the
   same batches; without the time to make codes dense, and with it; the whole model with its linear part s·W + b.
 
-The model is B·A of rank K on the dictionary's error, float32 unless --precision says otherwise. Losses after the same
-tokens are printed, so that it is seen that both learn the same.
+The model is B·A of rank K on the dictionary's error, float32 unless --precision says otherwise (dense: always). The
+losses of both on the same batch after the same steps are printed, so that it is seen that both learn the same.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import os
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +39,14 @@ import torch
 
 from neurollm import load_model
 from neurollm.activations import ActivationStore, Corpus, harvest
+from neurollm.activations.reader import read_ahead
 from neurollm.datasets import demo_corpus_path
 from neurollm.dictionaries import Dictionary, load_dictionary
 from neurollm.dictionaries.kernels import one_thread_less
 from neurollm.interactions import CodedRows, InteractionTraining, simulate_codes, train_nfm
 from neurollm.interactions.expansions import EMBEDDING_SCALE, Expansion
 from neurollm.interactions.rows import CodedBatch
-from neurollm.interactions.training import Learner, code_length, largest_code
+from neurollm.interactions.training import AHEAD, Learner, code_length, largest_code
 
 RATIOS = [
     ("reader", "training", " (asked: at most 1.5)"),
@@ -116,17 +121,26 @@ def learner(rows: CodedRows, args: argparse.Namespace) -> Learner:
     return Learner(expansion, rows, rows, training.resolve())
 
 
-def train(rows: CodedRows, args: argparse.Namespace, once: bool = False) -> float:
+def train(opened: Callable[[], CodedRows], like: CodedRows, args: argparse.Namespace, once: bool = False) -> float:
+    """From rows opened when all else is ready; `like` are the same in memory."""
+    one = learner(like, args)
     with one_thread_less():
-        one = learner(rows, args)
+        one.fit = opened()
         batches = (batch for epoch in range(1 if once else 10**6) for batch in one.batches(epoch))
         return timed(batches, lambda batch: one.step(*batch, 10**12), args.tokens, first=once)
 
 
-def read(rows: CodedRows, args: argparse.Namespace, once: bool = False) -> float:
+def read(opened: Callable[[], CodedRows], args: argparse.Namespace, once: bool = False) -> float:
+    """In one thread and as far ahead as for training."""
+    rows = opened()
+
+    def batches() -> Iterator[CodedBatch]:
+        torch.set_num_threads(1)
+        for epoch in range(1 if once else 10**6):
+            yield from rows.batches(args.batch_size, 0, epoch, prefetch=False)
+
     with one_thread_less():
-        batches = rows.batches(args.batch_size) if once else epochs(rows, args.batch_size)
-        return timed(batches, lambda batch: None, args.tokens, first=once)
+        return timed(read_ahead(batches(), AHEAD), lambda batch: None, args.tokens, first=once)
 
 
 def train_whole(rows: CodedRows, args: argparse.Namespace) -> float:
@@ -159,7 +173,7 @@ def same_losses(rows: CodedRows, args: argparse.Namespace, n_steps: int = 20) ->
     """Mean squared error of the last of some steps, ours and dense, on the same batches."""
     ours = learner(rows, args)
     peer = Dense(ours.expansion, rows.d, ours.scale, ours.training.learning_rate)
-    for _, batch in zip(range(n_steps), rows.batches(args.batch_size, 0), strict=False):
+    for _, batch in zip(range(n_steps), epochs(rows, args.batch_size), strict=False):
         with torch.no_grad():
             predicted = ours.expansion.columns(batch.code) @ ours.readout
             own = float((predicted - batch.error / ours.scale).square().mean())
@@ -195,19 +209,19 @@ def measures(args: argparse.Namespace, folder: Path) -> tuple[CodedRows, dict[st
             batches = ActivationStore(path).batches(args.batch_size)
             return timed(batches, dictionary.encode_sparse, args.tokens // 4)
 
-        def from_disk(use: Callable) -> float:
+        def from_disk() -> CodedRows:
             without_cache([path, folder / "codes"])
-            return use(opened(), args, once=True)
+            return opened()
 
         found["reader, codes found"] = codes_found
         if hasattr(os, "posix_fadvise"):
-            found["reader, from disk"] = lambda: from_disk(read)
-            found["training, from disk"] = lambda: from_disk(train)
+            found["reader, from disk"] = lambda: read(from_disk, args, once=True)
+            found["training, from disk"] = lambda: train(from_disk, held, args, once=True)
     held = opened().with_errors(lambda batch: batch.error)
-    found["reader"] = lambda: read(opened(), args)
-    found["training"] = lambda: train(opened(), args)
-    found["reader, from memory"] = lambda: read(held, args)
-    found["training, from memory"] = lambda: train(held, args)
+    found["reader"] = lambda: read(opened, args)
+    found["training"] = lambda: train(opened, held, args)
+    found["reader, from memory"] = lambda: read(lambda: held, args)
+    found["training, from memory"] = lambda: train(lambda: held, held, args)
     found["dense"] = lambda: dense(held, args)[0]
     found["dense, making codes dense"] = lambda: dense(held, args)[1]
     found["whole model"] = lambda: train_whole(opened(), args)

@@ -95,9 +95,9 @@ class SparseCode:
 
     Parameters
     ----------
-    columns : LongTensor, shape (m,)
-    offsets : LongTensor, shape (n + 1,)
-        Where each row begins in `columns`, and their number at the end.
+    columns : LongTensor or IntTensor, shape (m,)
+    offsets : Tensor, shape (n + 1,)
+        Of the same type. Where each row begins in `columns`, and their number at the end.
     n_columns : int
     """
 

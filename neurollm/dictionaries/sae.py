@@ -260,7 +260,7 @@ class SAE(Dictionary):
 
     def _finish(self, sums: torch.Tensor, x: torch.Tensor | None) -> torch.Tensor:
         """Raw activations of the weighted sums of decoder rows, which are overwritten."""
-        u = sums.add_(self.weights["b_dec"])
+        u = sums.float().add_(self.weights["b_dec"])
         if "W_skip" in self.weights:
             if x is None:
                 raise InvalidInput(

@@ -52,6 +52,7 @@ class ActiveCode:
 
         Made of torch's operations where they take long: they leave Python to the thread that learns.
         """
+        code = code.astype(np.float32, copy=False)
         by_feature = code.tocsc()
         present = np.flatnonzero(np.diff(by_feature.indptr))
         number = torch.zeros(code.shape[1], dtype=torch.from_numpy(code.indices).dtype)

@@ -119,7 +119,7 @@ def pool_gradient(
     """Gradient with respect to the embeddings, given those with respect to S and B.
 
     `gram` multiplies the transpose of the matrix with the values it is given. B_k = ½ (S_k² − Σ s_i² v_ik²); a token
-    with a single feature has the same S² and Q, and no gradient either.
+    with a single feature has the same S² and Q, and no gradient but rounding.
     """
     return gram(values, upstream).addcmul_(embeddings, gram(values.square(), d_pooled), value=-1)
 

@@ -40,7 +40,7 @@ ROUNDING = 1e-10  # share of Σ s² below which what centring leaves is rounding
 COLUMN_PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, np.inf)
 MOST_EXACT = 16_384
 BATCH = 8192
-GRAM_BATCH = 32_768  # large, because adding to G takes as long as multiplying
+AT_ONCE = 4  # batches whose SᵀS is added to G at once, because adding takes as long as multiplying
 TOLERANCE, MOST_STEPS = 1e-6, 200  # of conjugate gradients
 
 Columns = Callable[[sp.csr_matrix], torch.Tensor]
@@ -106,14 +106,14 @@ class Refit:
         F, d = self.fit.n_features, self.fit.d
         exact = F <= MOST_EXACT
         gram = np.zeros((F, F) if exact else 0)
-        self._held = [] if not exact else None
+        held: list[sp.csr_matrix] = []
         products, codes, errors, diagonal = np.zeros((F, d)), np.zeros(F), np.zeros(d), np.zeros(F)
-        for batch in self.fit.in_order(GRAM_BATCH if exact else BATCH):
+        for batch in self.fit.in_order(BATCH):
             code, error = self._code(batch).astype(np.float64), _double(batch.error)
-            if exact:
-                _add_gram(gram, code)
-            else:
-                self._held.append(code.astype(np.float32))
+            held.append(code if exact else code.astype(np.float32))
+            if exact and len(held) == AT_ONCE:
+                _add_gram(gram, held)
+                held = []
             products += code.T @ error
             codes += np.asarray(code.sum(0)).ravel()
             errors += error.sum(0)
@@ -126,14 +126,18 @@ class Refit:
         if self.constant.all():
             raise InvalidInput("the codes do not vary: no feature is active, or all tokens are alike")
         self.unit = float(np.median(spread[~self.constant]))
+        if not (np.isfinite(self.unit) and np.isfinite(self._products).all()):
+            raise InvalidInput("codes or errors contain NaN or infinite values, or values too large to square")
         self._products[self.constant] = 0.0
+        self._held = None
         if exact:
+            _add_gram(gram, held)
             gram -= np.outer(codes, self.code_mean)
             gram[self.constant] = gram[:, self.constant] = 0.0
             self._gram = gram
         else:
             varies = sp.diags(np.float32(~self.constant))
-            self._held = sp.csr_matrix(sp.vstack(self._held, format="csr") @ varies)
+            self._held = sp.csr_matrix(sp.vstack(held, format="csr") @ varies)
 
     def _choose(self) -> Solution:
         """The penalty that explains most of the validation tokens."""
@@ -291,8 +295,11 @@ class _Moments:
         )
 
 
-def _add_gram(gram: np.ndarray, code: sp.csr_matrix) -> None:
+def _add_gram(gram: np.ndarray, codes: list[sp.csr_matrix]) -> None:
     """Add SᵀS of some tokens to G, row by row: three times as fast as by pairs of indices."""
+    if not codes:
+        return
+    code = sp.csr_matrix(sp.vstack(codes, format="csr"))
     inner = sp.csr_matrix(code.T.tocsr() @ code)
     for row, start, stop in zip(gram, inner.indptr, inner.indptr[1:], strict=False):
         row[inner.indices[start:stop]] += inner.data[start:stop]  # no place twice

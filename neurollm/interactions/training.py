@@ -6,8 +6,8 @@ other documents, by which penalties and the moment to stop are chosen.
 1. The decoder is refit in closed form (`neurollm.interactions.refit`): what is left has no
    linear relation to the code that ridge regression could find.
 2. Columns φ of the code (`neurollm.interactions.expansions`) and a read-out A learn to predict what is left,
-   by Adam on the mean squared error. A begins at zero, that is at the refit. Embeddings are learned
-   row by row, only where features are active. The state with the smallest error
+   by Adam (Kingma and Ba, 2015) on the mean squared error. A begins at zero, that is at the refit.
+   Embeddings are learned row by row, only where features are active. The state with the smallest error
    on the validation tokens is kept, the one before the first step included.
 3. Refit and read-out are solved together in closed form, φ as it is.
 """
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from neurollm.dictionaries import Dictionary
 
 SHORTEST = 1e-30
-AHEAD = 16  # batches read ahead: as many as are learned while the reader fills its next buffer
+AHEAD = 16  # batches read ahead at most: as many as are learned while the reader fills its next buffer
+AHEAD_BYTES = 2**28
 FEWEST_STEPS = 1000
 ADAM = {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
 ADAM |= {"amsgrad": False, "maximize": False, "fused": True}
@@ -163,12 +164,13 @@ class Learner:
         """The tokens to fit in random order, read and sorted by feature in a thread of its own."""
 
         def read() -> Iterator[tuple[CodedBatch, ActiveCode]]:
-            torch.set_num_threads(1)  # of this thread
+            torch.set_num_threads(1)  # of this thread, and of those that begin later; `one_thread_less` undoes that
             order = (self.training.batch_size, self.random_state, epoch, start_batch)
             for batch in self.fit.batches(*order, prefetch=False):
                 yield batch, self.expansion.active(batch.pairing)
 
-        return read_ahead(read(), AHEAD)
+        batch_bytes = 8 * self.fit.d * self.training.batch_size  # activations and errors
+        return read_ahead(read(), max(2, min(AHEAD, AHEAD_BYTES // batch_bytes)))
 
     def step(self, batch: CodedBatch, code: ActiveCode, n_tokens: int) -> None:
         """Learn from a batch and its code as the expansion takes it."""
@@ -185,7 +187,7 @@ class Learner:
         self.counters["step"] += 1
 
     def _adam(self, learned: list[list[torch.Tensor]], gradients: list[torch.Tensor], rate: float) -> None:
-        """A step of Adam, given weights with their moments; features that do not occur stay (as in SparseAdam)."""
+        """A step of Adam, given weights with their moments; those of features that do not occur stay as they are."""
         weights, first, second = map(list, zip(*learned, strict=True))
         steps = [torch.full((), float(self.counters["step"]), device=weight.device) for weight in weights]
         adam(weights, gradients, first, second, [], steps, lr=rate, **ADAM)
@@ -239,8 +241,11 @@ class Learner:
 def _readout_gradients(
     phi: torch.Tensor, readout: torch.Tensor, error: torch.Tensor, factors: dict[str, float]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(α φA + β e)Aᵀ and φᵀ(α φA + β e); few columns are multiplied with each other first, which is less work."""
-    if 2 * len(readout) >= readout.shape[1]:
+    """(α φA + β e)Aᵀ and φᵀ(α φA + β e).
+
+    Few columns are multiplied with each other first, which is less work, but subtracts products that bfloat16 rounds.
+    """
+    if 2 * len(readout) >= readout.shape[1] or phi.dtype != torch.float32:
         left = torch.addmm(error, phi, readout, **factors)
         return left @ readout.T, phi.T @ left
     return (
