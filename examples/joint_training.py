@@ -3,7 +3,7 @@
     python examples/joint_training.py FOLDER
 
 Joint, alone, alone with as many weights as the joint model, joint with codes of other tokens, and one after the other:
-the same tokens in the same order, several seeds, held-out documents. About half an hour on two cores.
+the same tokens in the same order, several seeds, held-out documents. About 25 minutes on two cores.
 """
 
 from __future__ import annotations
