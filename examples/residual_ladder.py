@@ -1,6 +1,6 @@
 """What do pairs of features explain that a dictionary leaves over? The ladder, partners and KL on the embedded model.
 
-    python examples/residual_ladder.py FOLDER            # an hour on two cores; goes on where it was stopped
+    python examples/residual_ladder.py FOLDER            # about an hour on two cores; goes on where it was stopped
     python examples/residual_ladder.py FOLDER --seeds 2  # a first look
 
 The texts are those that ship with neurollm (sampled from the embedded model itself); --corpus reads others.

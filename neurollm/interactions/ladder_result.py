@@ -287,7 +287,12 @@ class LadderResult:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> LadderResult:
-        """Read a saved ladder, given its ``ladder.json``.
+        """Read a saved ladder.
+
+        Parameters
+        ----------
+        path : path-like
+            The folder it was saved in, or the ``ladder.json`` there.
 
         Raises
         ------
@@ -296,7 +301,7 @@ class LadderResult:
         DataMismatch
             It is damaged, or was written by another version.
         """
-        path = Path(path)
+        path = Path(path) / RESULT if Path(path).is_dir() else Path(path)
         record = read_record(path)
         if record is None or record.get("format") != FORMAT:
             raise InvalidInput(f"{path}: this is not a saved ladder")

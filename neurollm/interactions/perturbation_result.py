@@ -20,6 +20,7 @@ from neurollm.stats.document_bootstrap import METHOD, DocumentBootstrap
 if TYPE_CHECKING:
     import pandas as pd
 
+RESULT = "perturbation.json"
 FORMAT, VERSION = "neurollm-perturbation", 1
 
 
@@ -169,7 +170,7 @@ class PerturbationResult:
 
     def save(self, folder: str | os.PathLike) -> Path:
         """Write ``perturbation.npz`` (sums of documents) and ``perturbation.json``; return the JSON's path."""
-        path = Path(folder) / "perturbation.json"
+        path = Path(folder) / RESULT
         with atomic_path(path.with_suffix(".npz")) as partial, open(partial, "wb") as handle:
             np.savez_compressed(handle, **{name: getattr(self, name) for name in _ARRAYS})
         plain = {name: getattr(self, name) for name in _SCALARS}
@@ -183,7 +184,7 @@ class PerturbationResult:
         Parameters
         ----------
         path : path-like
-            The ``.json`` file; the other one lies beside it.
+            The folder it was saved in, or the ``perturbation.json`` there.
 
         Raises
         ------
@@ -192,7 +193,7 @@ class PerturbationResult:
         DataMismatch
             It is damaged, or was written by another version.
         """
-        path = Path(path)
+        path = Path(path) / RESULT if Path(path).is_dir() else Path(path)
         plain = _read(path)
         try:
             with np.load(path.with_suffix(".npz"), allow_pickle=False) as stored:

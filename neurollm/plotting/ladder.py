@@ -18,7 +18,7 @@ TOLD = {
     "shuffled": "shuffled codes",
     "gaussian": "truth without pairs",
     "frozen": "random pairs",
-    "additive": "beside curves of single features",
+    "additive": "with curves of single features",
 }
 LINEAR = 0.02  # percent of the error around 0 that the axis shows linearly
 

@@ -370,6 +370,7 @@ def test_saved_and_loaded_it_is_the_same(all_steps, tmp_path):
     path = all_steps.save(tmp_path / "ladder")
     loaded = LadderResult.load(path)
     assert_equal(all_steps, loaded)
+    assert_equal(all_steps, LadderResult.load(tmp_path / "ladder"))
     pd.testing.assert_frame_equal(all_steps.to_frame(), loaded.to_frame())
     pd.testing.assert_frame_equal(all_steps.summary(), loaded.summary())
     assert loaded.verdict() == all_steps.verdict() and loaded.description == all_steps.description
@@ -396,6 +397,8 @@ def test_a_damaged_ladder_is_refused(all_steps, tmp_path, how):
 
 
 def test_what_is_no_ladder_is_refused(tmp_path):
+    with pytest.raises(InvalidInput, match="not a saved ladder"):
+        LadderResult.load(tmp_path)
     with pytest.raises(InvalidInput, match="not a saved ladder"):
         LadderResult.load(tmp_path / "ladder.json")
     (tmp_path / "ladder.json").write_text("{}")

@@ -109,6 +109,7 @@ def test_result_in_words_and_on_disk(result, tmp_path):
     assert "comparisons" not in silent and "told apart" not in silent and silent.count("(not tested)") == 5
     loaded = PerturbationResult.load(result.save(tmp_path))
     assert loaded.verdict() == text and loaded.to_frame().equals(result.to_frame())
+    assert PerturbationResult.load(tmp_path).verdict() == text
     path = tmp_path / "perturbation.json"
     plain = json.loads(path.read_text())
     path.write_text(json.dumps({**plain, "noises": ["isotropic"]}))

@@ -27,7 +27,7 @@ def test_every_step_has_its_gain_its_interval_and_its_controls(ladder):
     assert np.isclose(expected[:, None], drawn[None]).any(1).all()
     assert [label.get_text()[:2] for label in ax.get_yticklabels()] == ["M1", "M2", "M3"]
     legend = [text.get_text() for text in ax.get_legend().get_texts()]
-    controls = ["shuffled codes", "truth without pairs", "random pairs", "beside curves of single features"]
+    controls = ["shuffled codes", "truth without pairs", "random pairs", "with curves of single features"]
     assert legend == ["held-out documents", *controls]
 
 
