@@ -34,17 +34,20 @@ class ActiveCode:
     ----------
     present : LongTensor, shape (c,)
         These features.
-    places, values
-        The code, its columns numbering `present`.
-    transpose, transpose_values
+    places, powers
+        The code, its columns numbering `present`: where it is not zero, and there its values and their squares.
+    alone : BoolTensor, shape (n,)
+        Tokens with fewer than two features.
+    transpose, transpose_powers
         The same feature by feature: a matrix of c rows.
     """
 
     present: torch.Tensor
     places: SparseCode
-    values: torch.Tensor
+    powers: tuple[torch.Tensor, torch.Tensor]
+    alone: torch.Tensor
     transpose: SparseCode
-    transpose_values: torch.Tensor
+    transpose_powers: tuple[torch.Tensor, torch.Tensor]
 
     @classmethod
     def of(cls, code: sp.csr_matrix, unit: float, device: torch.device | str) -> ActiveCode:
@@ -59,13 +62,16 @@ class ActiveCode:
         number[present] = torch.arange(len(present), dtype=number.dtype)
         offsets = np.append(by_feature.indptr[present], by_feature.indptr[-1:])
         indices, indptr, data = map(torch.from_numpy, (code.indices, code.indptr, code.data))
-        rows, values = torch.from_numpy(by_feature.indices), torch.from_numpy(by_feature.data)
+        rows = torch.from_numpy(by_feature.indices)
+        places = SparseCode(number.index_select(0, indices).to(device), indptr.to(device), len(present))
+        values, transposed = ((part / unit).to(device) for part in (data, torch.from_numpy(by_feature.data)))
         return cls(
             torch.from_numpy(present).to(device),
-            SparseCode(number.index_select(0, indices).to(device), indptr.to(device), len(present)),
-            (data / unit).to(device),
+            places,
+            (values, values.square()),
+            places.counts(values) < 2,
             SparseCode(rows.to(device), torch.from_numpy(offsets).to(device), code.shape[0]),
-            (values / unit).to(device),
+            (transposed, transposed.square()),
         )
 
 
@@ -141,8 +147,8 @@ class Expansion:
     def sums(self, code: ActiveCode, embeddings: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """S, and B of pairs, given the embeddings of the features present; φ is a function of the last."""
         if self.kind == "code_mlp":
-            return (code.places.decode(code.values, embeddings),)
-        return pool(code.places, code.values, embeddings)
+            return (code.places.decode(code.powers[0], embeddings),)
+        return pool(code.places, code.powers, embeddings, code.alone)
 
     def of_sums(self, inputs: torch.Tensor, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
         """φ of S or B, differentiable in them and in the `weights` (default: those of the expansion)."""
@@ -158,5 +164,5 @@ class Expansion:
     ) -> torch.Tensor:
         """Gradient with respect to the embeddings of the features present, given that of the last of `sums`."""
         if len(sums) == 1:
-            return code.transpose.decode(code.transpose_values, upstream)
-        return pool_gradient(code.transpose.decode, code.transpose_values, upstream * sums[0], upstream, embeddings)
+            return code.transpose.decode(code.transpose_powers[0], upstream)
+        return pool_gradient(code.transpose.decode, code.transpose_powers, upstream * sums[0], upstream, embeddings)

@@ -84,7 +84,7 @@ class _Pairs(torch.autograd.Function):
     def forward(
         ctx: Any, values: torch.Tensor, embeddings: torch.Tensor, code: SparseCode
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total, pooled = pool(code, values, embeddings)
+        total, pooled = pool(code, (values, values.square()), embeddings, code.counts(values) < 2)
         ctx.code = code
         ctx.save_for_backward(values, embeddings, total)
         return total, pooled
@@ -97,21 +97,26 @@ class _Pairs(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             d_values = code.dots(upstream, embeddings) - values * code.dots(d_pooled, embeddings.square())
         if ctx.needs_input_grad[1]:
-            d_embeddings = pool_gradient(code.gram, values, upstream, d_pooled, embeddings)
+            powers = (values, values.square())
+            d_embeddings = pool_gradient(code.gram, powers, upstream, d_pooled, embeddings)
         return d_values, d_embeddings, None
 
 
-def pool(code: SparseCode, values: torch.Tensor, embeddings: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """S and B of the introduction, each (n, K)."""
-    total = code.decode(values, embeddings)
-    pooled = torch.addcmul(code.decode(values.square(), embeddings.square()), total, total, value=-1).mul_(-0.5)
-    alone = code.counts(values) < 2
+def pool(
+    code: SparseCode, powers: tuple[torch.Tensor, torch.Tensor], embeddings: torch.Tensor, alone: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """S and B of the introduction, each (n, K).
+
+    `powers` are the values of the code and their squares, `alone` says which tokens have fewer than two features.
+    """
+    total = code.decode(powers[0], embeddings)
+    pooled = torch.addcmul(code.decode(powers[1], embeddings.square()), total, total, value=-1).mul_(-0.5)
     return total, pooled.masked_fill_(alone[:, None], 0.0) if bool(alone.any()) else pooled
 
 
 def pool_gradient(
     gram: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-    values: torch.Tensor,
+    powers: tuple[torch.Tensor, torch.Tensor],
     upstream: torch.Tensor,
     d_pooled: torch.Tensor,
     embeddings: torch.Tensor,
@@ -121,7 +126,7 @@ def pool_gradient(
     `gram` multiplies the transpose of the matrix with the values it is given. B_k = ½ (S_k² − Σ s_i² v_ik²); a token
     with a single feature has the same S² and Q, and no gradient but rounding.
     """
-    return gram(values, upstream).addcmul_(embeddings, gram(values.square(), d_pooled), value=-1)
+    return gram(powers[0], upstream).addcmul_(embeddings, gram(powers[1], d_pooled), value=-1)
 
 
 def bags(code: SparseCode, values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
