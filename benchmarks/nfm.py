@@ -6,7 +6,7 @@
     python benchmarks/nfm.py --batch-size 1024     # the default of `InteractionTraining`
 
 All in one run, in turn for several rounds (medians over them, of ratios too, are printed), on the same tokens in
-batches of one size:
+batches of one size, as large as trainers of SAEs take them:
 
 * reader, codes found: activations from the store and their codes by the dictionary: what training needs when codes
   are not kept;
@@ -51,6 +51,7 @@ from neurollm.interactions.training import AHEAD, Learner, code_length, largest_
 RATIOS = [
     ("reader", "training", " (asked: at most 1.5)"),
     ("reader, from disk", "training, from disk", " (asked: at most 1.5)"),
+    ("reader", "training, from memory", " (asked: at most 1.5; as train_nfm trains here)"),
     ("reader, codes found", "training", ""),
     ("reader, from memory", "training, from memory", ""),
     ("training", "dense", " (asked: at least 10)"),
