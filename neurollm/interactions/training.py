@@ -249,8 +249,8 @@ def _readout_gradients(
         left = torch.addmm(error, phi, readout, **factors)
         return left @ readout.T, phi.T @ left
     return (
-        torch.addmm(error @ readout.T, phi, readout @ readout.T, **factors),
-        torch.addmm(phi.T @ error, phi.T @ phi, readout, **factors),
+        (error @ readout.T).addmm_(phi, readout @ readout.T, **factors),
+        (phi.T @ error).addmm_(phi.T @ phi, readout, **factors),
     )
 
 
