@@ -6,7 +6,7 @@ import json
 import os
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,9 +60,9 @@ class SeedErrors:
     """
 
     seed: int
-    documents: np.ndarray
-    totals: np.ndarray
-    squared: Mapping[str, np.ndarray]
+    documents: np.ndarray = field(repr=False)
+    totals: np.ndarray = field(repr=False)
+    squared: Mapping[str, np.ndarray] = field(repr=False)
     parameters: Mapping[str, int]
     p: Mapping[str, float]
     n_fit: int

@@ -39,7 +39,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -106,19 +106,19 @@ class PartnerTable:
     feature: int
     partner: np.ndarray
     h: np.ndarray
-    h_unbiased: np.ndarray
-    ci_low: np.ndarray
-    ci_high: np.ndarray
-    n_tokens: np.ndarray
-    n_documents: np.ndarray
-    p: np.ndarray
+    h_unbiased: np.ndarray = field(repr=False)
+    ci_low: np.ndarray = field(repr=False)
+    ci_high: np.ndarray = field(repr=False)
+    n_tokens: np.ndarray = field(repr=False)
+    n_documents: np.ndarray = field(repr=False)
+    p: np.ndarray = field(repr=False)
     p_fwer: np.ndarray
-    gain: np.ndarray
-    gain_low: np.ndarray
-    gain_high: np.ndarray
-    h_random: np.ndarray
-    ranks: np.ndarray
-    null_max: np.ndarray
+    gain: np.ndarray = field(repr=False)
+    gain_low: np.ndarray = field(repr=False)
+    gain_high: np.ndarray = field(repr=False)
+    h_random: np.ndarray = field(repr=False)
+    ranks: np.ndarray = field(repr=False)
+    null_max: np.ndarray = field(repr=False)
     n_candidates: int
     n_significant: int
     error_rms: float

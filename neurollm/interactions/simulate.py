@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -54,11 +54,11 @@ class SimulatedCodes:
         x) and ``error`` (mean square of x − x̂).
     """
 
-    codes: sp.csr_matrix
-    activations: np.ndarray
-    documents: np.ndarray
-    positions: np.ndarray
-    reconstruction: np.ndarray
+    codes: sp.csr_matrix = field(repr=False)
+    activations: np.ndarray = field(repr=False)
+    documents: np.ndarray = field(repr=False)
+    positions: np.ndarray = field(repr=False)
+    reconstruction: np.ndarray = field(repr=False)
     pairs: tuple[tuple, ...]
     triples: tuple[tuple, ...]
     truth: dict[str, float]
