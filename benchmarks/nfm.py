@@ -247,6 +247,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         held, found = measures(args, Path(name))
         print(held, f"{held.n_features:,} features")
+        if held.n_rows < 2 * args.batch_size:
+            parser.error(f"--batch-size {args.batch_size} leaves no second batch of {held.n_rows} tokens to time")
         speeds: dict[str, list[float]] = {label: [] for label in found}
         for _ in range(args.rounds):
             for label, measure in found.items():

@@ -314,7 +314,7 @@ class LadderResult:
                 raise ValueError("no seed")
             names = ("cross_fitted", "n_boot", "random_state", "description")
             return cls(seeds=seeds, notes=tuple(record["notes"]), **{name: record[name] for name in names})
-        except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
+        except (AttributeError, KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile, zlib.error) as error:
             raise DataMismatch(f"{path}: the files of this ladder are damaged ({error}); run it again") from None
 
 
@@ -338,11 +338,13 @@ def _control(step: str, control: str) -> tuple[str, str | None]:
 
 
 def _seed(plain: dict[str, Any], arrays: Any) -> SeedErrors:
-    seed = plain["seed"]
+    seed, documents = plain["seed"], arrays[f"{plain['seed']} documents"]
     squared = {name: arrays[f"{seed} squared {name}"] for name in plain["parameters"]}
     p = {name: plain["p"].get(name, float("nan")) for name in plain["parameters"]}
     counts = {name: plain[name] for name in ("n_fit", "n_test", "n_tokens")}
-    documents, totals = arrays[f"{seed} documents"], arrays[f"{seed} totals"]
+    totals = arrays[f"{seed} totals"]
+    if any(part.shape != documents.shape for part in (totals, *squared.values())):
+        raise ValueError("its arrays do not fit together")
     return SeedErrors(seed, documents, totals, squared, plain["parameters"], p, **counts)
 
 

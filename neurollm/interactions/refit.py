@@ -120,7 +120,8 @@ class Refit:
             diagonal += np.asarray(code.multiply(code).sum(0)).ravel()
         self.n = self.fit.n_rows
         self.code_mean, self.bias = codes / self.n, errors / self.n
-        self._products = products - np.outer(codes, self.bias)
+        with np.errstate(invalid="ignore"):  # refused below
+            self._products = products - np.outer(codes, self.bias)
         spread = diagonal - self.n * self.code_mean**2
         self.constant = spread <= ROUNDING * diagonal
         if self.constant.all():

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from neurollm.dictionaries import Dictionary
 
 SHORTEST = 1e-30
+SMALLEST = float(np.finfo(float).tiny)
 AHEAD = 16  # batches read ahead at most: as many as are learned while the reader fills its next buffer
 AHEAD_BYTES = 2**28
 FEWEST_STEPS = 1000
@@ -110,7 +111,8 @@ class InteractionTraining:
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
-        return dataclasses.replace(self, device=device, precision=precision)
+        plain = {one.name: type(one.default)(getattr(self, one.name)) for one in dataclasses.fields(self)}  # no NumPy
+        return dataclasses.replace(self, **plain | {"device": str(device), "precision": precision})
 
     def rate(self, progress: float) -> float:
         """Learning rate when a fraction `progress` of the tokens has been seen."""
@@ -145,7 +147,9 @@ class Learner:
         self.fit, self.validation = fit, validation
         self.readout = torch.zeros(expansion.n_columns, fit.d, device=training.device)
         first = next(iter(fit.in_order(16_384))).error
-        self.scale = max(float(first.square().mean().sqrt()), SHORTEST)  # targets have about unit variance
+        self.scale = max(float(first.double().square().mean().sqrt()), SHORTEST)  # targets have about unit variance
+        if not np.isfinite(self.scale):
+            raise InvalidInput("errors of the tokens to fit contain NaN or infinite values")
         learned = self._learned()
         self.moments = {name: torch.zeros(2, *weight.shape, device=weight.device) for name, weight in learned.items()}
         self._tables = {name: [weight, *self.moments[name]] for name, weight in learned.items()}
@@ -169,8 +173,8 @@ class Learner:
             for batch in self.fit.batches(*order, prefetch=False):
                 yield batch, self.expansion.active(batch.pairing)
 
-        batch_bytes = 8 * self.fit.d * self.training.batch_size  # activations and errors
-        return read_ahead(read(), max(2, min(AHEAD, AHEAD_BYTES // batch_bytes)))
+        row_bytes = 8 * self.fit.d + 40 * self.expansion.top_n  # of activations and errors, and of the code
+        return read_ahead(read(), max(2, min(AHEAD, AHEAD_BYTES // (row_bytes * self.training.batch_size))))
 
     def step(self, batch: CodedBatch, code: ActiveCode, n_tokens: int) -> None:
         """Learn from a batch and its code as the expansion takes it."""
@@ -218,12 +222,14 @@ class Learner:
                 predicted = self.expansion.columns(batch.pairing) @ self.readout
                 error += float((target - predicted).double().square().sum())
                 total += float(target.double().square().sum())
+        if not np.isfinite(total):
+            raise InvalidInput("errors of the validation tokens contain NaN or infinite values")
         if not np.isfinite(error):
             raise InvalidInput(
                 f"training of interactions diverged by step {self.counters['step']}; choose a learning_rate below "
                 f"{self.training.learning_rate:g}"
             )
-        share = 1 - error / max(total, SHORTEST)
+        share = 1 - error / max(total, SMALLEST)
         if self.counters["best"] is None or share > self.counters["best"]:
             self.counters["best"] = share
             for name, tensor in self._learned().items():
@@ -477,7 +483,7 @@ def _quality(nfm: NFM, ridge: Refit | None, validation: CodedRows) -> dict[str, 
         left = [batch.error, batch.error - predicted]
         left.append(batch.error if ridge is None else batch.error - torch.from_numpy(ridge.linear.predict(batch)))
         sums += [float(part.double().square().sum()) for part in left]
-    share = 1 - sums[1:] / max(sums[0], SHORTEST)
+    share = 1 - sums[1:] / max(sums[0], SMALLEST)
     return {
         "explained_validation": float(share[0]),
         **({} if ridge is None else {"explained_refit": float(share[1])}),

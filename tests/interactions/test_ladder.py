@@ -377,7 +377,9 @@ def test_saved_and_loaded_it_is_the_same(all_steps, tmp_path):
     assert loaded.notes == all_steps.notes and loaded.cross_fitted is True
 
 
-@pytest.mark.parametrize("how", ["cut arrays", "no arrays", "cut json", "list", "version", "no seeds", "not a zip"])
+@pytest.mark.parametrize(
+    "how", ["cut arrays", "no arrays", "cut json", "list", "version", "no seeds", "not a zip", "no p", "short"]
+)
 def test_a_damaged_ladder_is_refused(all_steps, tmp_path, how):
     path = all_steps.save(tmp_path)
     arrays, record = tmp_path / "ladder.npz", json.loads(path.read_text())
@@ -387,6 +389,12 @@ def test_a_damaged_ladder_is_refused(all_steps, tmp_path, how):
         arrays.unlink()
     elif how == "not a zip":
         arrays.write_bytes(b"PK" + b"nonsense" * 30)
+    elif how == "no p":
+        record["seeds"][0]["p"] = None
+        path.write_text(json.dumps(record))
+    elif how == "short":
+        with np.load(arrays) as stored:
+            np.savez(arrays, **(dict(stored) | {"0 squared M3": stored["0 squared M3"][:-1]}))
     else:
         text = {"cut json": path.read_text()[:80], "list": "[]"}.get(how)
         changed = record | ({"version": 99} if how == "version" else {"seeds": []})

@@ -329,6 +329,32 @@ def test_rows_that_cannot_be_learned_from_are_refused():
         train_nfm(CodedRows, verbose=0)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["fit", "validation"])
+@pytest.mark.parametrize("refit", [True, False])
+def test_errors_that_are_not_finite_are_named_and_no_learning_rate_is_blamed(planted, bad, where, refit):
+    one = split_documents(planted.rows, 0.1, 0)[where == "validation"].rows[-1]  # of the default options
+
+    def errors(batch):
+        return batch.error.masked_fill(torch.from_numpy(batch.rows == one)[:, None], bad)
+
+    with pytest.raises(InvalidInput, match="NaN or infinite"):
+        train_nfm(planted.rows.with_errors(errors), **(QUICK | {"refit": refit}))
+
+
+def test_options_of_numpy_are_saved_and_give_the_same_model(planted, tmp_path):
+    plain = InteractionTraining(batch_size=256, learning_rate=0.0078125, evaluations=4)
+    numpy = InteractionTraining(
+        batch_size=np.int64(256),
+        learning_rate=np.float32(0.0078125),
+        evaluations=np.int32(4),
+        device=torch.device("cpu"),
+    )
+    one = train_nfm(planted.rows, **(QUICK | {"training": plain}), out=tmp_path)
+    other = train_nfm(planted.rows, **(QUICK | {"training": numpy}), out=tmp_path)  # found there
+    assert other.provenance["run"] == one.provenance["run"]
+
+
 @pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 0.99])
 def test_documents_are_split_whole(share):
     documents = np.random.default_rng(0).integers(0, 7, 200)
