@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from neurollm.errors import InvalidInput
 
 logger = logging.getLogger("neurollm")
@@ -61,7 +63,14 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 def write_json(path: str | os.PathLike, value: Any) -> None:
     """Write JSON atomically (two-space indent, keys in the order given, newline at the end)."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Python's number for one of NumPy, which counts and seeds often are."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
 def sha256_file(path: str | os.PathLike) -> str:
@@ -72,7 +81,7 @@ def sha256_file(path: str | os.PathLike) -> str:
 
 def sha256_json(value: Any) -> str:
     """SHA-256 of a JSON-able value in canonical form (sorted keys, no spaces)."""
-    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    canonical = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=_plain)
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
