@@ -132,7 +132,7 @@ def train(opened: Callable[[], CodedRows], like: CodedRows, args: argparse.Names
 
 
 def read(opened: Callable[[], CodedRows], args: argparse.Namespace, once: bool = False) -> float:
-    """In one thread and as far ahead as for training."""
+    """In one thread and `AHEAD` batches ahead, as for training (which stays below `AHEAD_BYTES` too)."""
     rows = opened()
 
     def batches() -> Iterator[CodedBatch]:

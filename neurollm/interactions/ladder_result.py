@@ -338,11 +338,11 @@ def _control(step: str, control: str) -> tuple[str, str | None]:
 
 
 def _seed(plain: dict[str, Any], arrays: Any) -> SeedErrors:
-    seed, documents = plain["seed"], arrays[f"{plain['seed']} documents"]
+    seed = plain["seed"]
+    documents, totals = arrays[f"{seed} documents"], arrays[f"{seed} totals"]
     squared = {name: arrays[f"{seed} squared {name}"] for name in plain["parameters"]}
     p = {name: plain["p"].get(name, float("nan")) for name in plain["parameters"]}
     counts = {name: plain[name] for name in ("n_fit", "n_test", "n_tokens")}
-    totals = arrays[f"{seed} totals"]
     if any(part.shape != documents.shape for part in (totals, *squared.values())):
         raise ValueError("its arrays do not fit together")
     return SeedErrors(seed, documents, totals, squared, plain["parameters"], p, **counts)

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from neurollm.dictionaries import Dictionary
 
 SHORTEST = 1e-30
-SMALLEST = float(np.finfo(float).tiny)
+SMALLEST = float(np.finfo(float).tiny)  # of sums of squares that are divided by
 AHEAD = 16  # batches read ahead at most: as many as are learned while the reader fills its next buffer
 AHEAD_BYTES = 2**28
 FEWEST_STEPS = 1000
@@ -111,8 +111,7 @@ class InteractionTraining:
         precision = self.precision
         if precision == "auto":
             precision = "bfloat16" if has_fast_bfloat16(torch.device(device)) else "float32"
-        plain = {one.name: type(one.default)(getattr(self, one.name)) for one in dataclasses.fields(self)}  # no NumPy
-        return dataclasses.replace(self, **plain | {"device": str(device), "precision": precision})
+        return dataclasses.replace(self, device=str(device), precision=precision)
 
     def rate(self, progress: float) -> float:
         """Learning rate when a fraction `progress` of the tokens has been seen."""

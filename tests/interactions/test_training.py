@@ -350,9 +350,11 @@ def test_options_of_numpy_are_saved_and_give_the_same_model(planted, tmp_path):
         evaluations=np.int32(4),
         device=torch.device("cpu"),
     )
-    one = train_nfm(planted.rows, **(QUICK | {"training": plain}), out=tmp_path)
-    other = train_nfm(planted.rows, **(QUICK | {"training": numpy}), out=tmp_path)  # found there
+    one = train_nfm(planted.rows, **(QUICK | {"training": numpy}), out=tmp_path)
+    assert NFM.load(tmp_path).provenance["run"] == one.provenance["run"]
+    other = train_nfm(planted.rows, **(QUICK | {"training": plain}))
     assert other.provenance["run"] == one.provenance["run"]
+    assert same(one, other)
 
 
 @pytest.mark.parametrize("share", [1e-6, 0.1, 0.5, 0.99])
